@@ -1,0 +1,57 @@
+"""How good is an answer? Exact neighbours to compare with, and the measures: arrays in, numbers out.
+
+Shapes: n candidates, m queries, d dimensions, k places of a ranked list. A place left empty holds id -1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+BLOCK = 1024  # queries compared with all candidates at a time
+
+
+def normalise(embeddings) -> np.ndarray:
+    """Rows (n, d) scaled to length 1, so that a dot product is a cosine; a row of zeros stays as it is."""
+    embeddings = np.asarray(embeddings, dtype=np.float32)
+    lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    return embeddings / np.where(lengths > 0, lengths, 1)
+
+
+def exact_neighbours(queries, candidates, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compare every query (m, d) with every candidate (n, d): rows (m, k) and cosines (m, k), nearest first."""
+    queries, candidates = normalise(queries), normalise(candidates)
+    k = min(k, len(candidates))
+    rows, cosines = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+    for start in range(0, len(queries), BLOCK):
+        block = slice(start, start + BLOCK)
+        similarity = queries[block] @ candidates.T
+        best = np.argpartition(similarity, -k, axis=1)[:, -k:]
+        values = np.take_along_axis(similarity, best, axis=1)
+        order = np.lexsort((best, -values))
+        rows[block] = np.take_along_axis(best, order, axis=1)
+        cosines[block] = np.take_along_axis(values, order, axis=1)
+    return rows, cosines
+
+
+def recall_at_k(found, true) -> float:
+    """The mean share of the true neighbours' ids (m, k) that stand anywhere among the found ids (m, any)."""
+    return float(np.mean([np.isin(t, f).mean() for t, f in zip(np.asarray(true), np.asarray(found), strict=True)]))
+
+
+def label_precision(ids, labels, query_labels, k: int = 5) -> float:
+    """The mean share of the first k places (m, >= k) whose label is the query's; an empty place counts as wrong.
+
+    labels (n,) are the candidates', by id; query_labels (m,).
+    """
+    ids, labels = np.asarray(ids)[:, :k], np.asarray(labels)
+    right = (labels[ids] == np.asarray(query_labels)[:, None]) & (ids >= 0)
+    return float(right.sum() / (len(ids) * k))
+
+
+def participation_ratio(embeddings) -> float:
+    """How many directions embeddings (n, d) really use: (sum of l)^2 / sum of l^2 over the eigenvalues l of
+    their covariance; d for a round cloud, 1 for a line."""
+    centred = np.asarray(embeddings, dtype=np.float64)
+    centred = centred - centred.mean(axis=0)
+    covariance = centred.T @ centred  # its trace is the eigenvalues' sum, its squared norm that of their squares
+    return float(np.trace(covariance) ** 2 / np.square(covariance).sum())

@@ -1,0 +1,96 @@
+"""Every picture of the tutorial. Nothing is computed here: arrays and images in, a figure out."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from imgsim.images import open_image
+
+INK, QUIET, RIGHT, WRONG = "#1f2933", "#8a94a0", "#2a7d4f", "#b5442e"
+STYLE = {
+    "axes.edgecolor": QUIET,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 80,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.3) -> tuple[Figure, np.ndarray]:
+    """A figure in the tutorial's style: the figure, and its axes in one flat array."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    return figure, axes.ravel()
+
+
+def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
+    """Show images with a caption above each, in rows of `columns`."""
+    columns = min(columns, len(images))
+    figure, axes = panels(columns, -(-len(images) // columns), 2.0, 2.35)
+    for axis in axes:
+        axis.axis("off")
+    for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
+        axis.imshow(open_image(image).resize((192, 192)))
+        axis.set_title(str(labels[i]), fontsize=8, color=colours[i] if colours else INK, fontweight="normal")
+    return figure
+
+
+def label_name(dataset, label: int) -> str:
+    """The name of a label where the data set has one, else its number; "" where there is none."""
+    if label is None or label < 0:
+        return ""
+    names = getattr(dataset.features.get("labels"), "names", None)
+    return names[label] if names else str(label)
+
+
+def visualize_lsh(lsh_builder, dataset, query: int = 0, top_k: int = 5) -> Figure:
+    """Query an index with one image and show it beside its `top_k` matches.
+
+    dataset: the candidates and the queries, (candidates, queries), as `candidates_and_queries` gives them;
+    query: a row of the latter. A match's caption is green where its label is the query's, else red.
+    """
+    candidates, queries = dataset
+    row = queries[query]
+    matches = lsh_builder.query(row["image"], top_k=top_k)
+    label = row.get("labels", -1)
+    images, captions, colours = [row["image"]], [f"query\n{label_name(queries, label)}"], [INK]
+    for i, match, overlap, cosine in zip(matches.ids, matches.labels, matches.overlap, matches.cosine, strict=True):
+        images.append(candidates[int(i)]["image"])
+        captions.append(f"{label_name(candidates, match)}\noverlap {overlap:.1f}, cosine {cosine:.2f}")
+        colours.append(INK if label < 0 else RIGHT if match == label else WRONG)
+    return plot_images(images, captions, colours)
+
+
+def plot_lines(axis, x, lines: dict, xlabel: str, ylabel: str, title: str, points: dict | None = None) -> None:
+    """Draw named lines (len(x),) and, in the same colours, the named measured points over them."""
+    for name, y in lines.items():
+        (line,) = axis.plot(x, y, label=name, linewidth=1.8)
+        if points and name in points:
+            axis.plot(*points[name], "o", color=line.get_color(), markersize=5)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if len(lines) > 1:
+        axis.legend(fontsize=8)
+
+
+def plot_histograms(axis, groups: dict, bins, xlabel: str, title: str) -> None:
+    """Overlay histograms of named groups of numbers, each as a share of its own group."""
+    for name, values in groups.items():
+        axis.hist(values, bins=bins, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name)
+    axis.set(xlabel=xlabel, ylabel="share", title=title)
+    axis.legend(fontsize=8)
+
+
+def plot_bars(axis, names, heights, ylabel: str, title: str) -> None:
+    """One bar a name, its height written above it."""
+    bars = axis.bar(names, heights, color="#4c78a8", width=0.6)
+    axis.bar_label(bars, fmt="%.2f", fontsize=9, padding=2)
+    axis.set(ylabel=ylabel, title=title)
+    axis.grid(visible=False, axis="x")

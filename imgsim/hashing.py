@@ -1,0 +1,105 @@
+"""Random projections, sign codes and the theory of their collisions: arrays in, arrays out.
+
+Shapes: n embeddings of d dimensions, k bits a table (`hash_size`), L tables (`num_tables`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_HASH_SIZE = 64
+BLOCK = 4096  # rows hashed at a time, so that n x L x k floats never stand in memory at once
+
+
+def check_settings(hash_size: int, num_tables: int) -> None:
+    """Raise a ValueError unless 1 <= hash_size <= 64 and num_tables >= 1, both whole numbers."""
+    for name, value in (("hash_size", hash_size), ("num_tables", num_tables)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name} must be a whole number, not {value!r}.")
+    if not 1 <= hash_size <= MAX_HASH_SIZE:
+        raise ValueError(f"hash_size is {hash_size}, but a code holds 1 to {MAX_HASH_SIZE} bits.")
+    if num_tables < 1:
+        raise ValueError(f"num_tables is {num_tables}, but at least 1 table is needed.")
+
+
+def code_dtype(hash_size: int) -> np.dtype:
+    """The smallest unsigned integer type that holds `hash_size` bits."""
+    return next(np.dtype(f"u{size}") for size in (1, 2, 4, 8) if hash_size <= 8 * size)
+
+
+def draw_planes(dim: int, hash_size: int, num_tables: int, seed: int = 0) -> np.ndarray:
+    """Draw the normals of random hyperplanes, independently for every table.
+
+    Returns (L, d, k) float32, standard normal: directions uniform on the sphere (Charikar 2002).
+    """
+    check_settings(hash_size, num_tables)
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((num_tables, dim, hash_size), dtype=np.float32)
+
+
+def pack_bits(bits: np.ndarray) -> np.ndarray:
+    """Pack booleans (..., k) into unsigned integers (...), bit i from column i (least significant first)."""
+    bits = np.asarray(bits, dtype=bool)
+    check_settings(bits.shape[-1], 1)
+    dtype = code_dtype(bits.shape[-1])
+    packed = np.packbits(bits, axis=-1, bitorder="little")
+    padding = [(0, 0)] * (bits.ndim - 1) + [(0, dtype.itemsize - packed.shape[-1])]
+    return np.pad(packed, padding).view(dtype.newbyteorder("<"))[..., 0].astype(dtype, copy=False)
+
+
+def bool2int(bits) -> int:
+    """One code from k booleans, least significant bit first: [True, False, True] -> 5."""
+    return int(pack_bits(np.asarray(bits)))
+
+
+def hash_func(embeddings, planes: np.ndarray, offset=0.0) -> np.ndarray:
+    """Project embeddings at random and keep the signs as codes.
+
+    embeddings (n, d), or one of shape (d,); planes (d, k) give codes (n,), planes (L, d, k) give (n, L).
+    A bit is 1 where the projection lies above `offset` (a number, or one for each plane).
+    """
+    embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
+    if embeddings.shape[1] != planes.shape[-2]:
+        raise ValueError(f"Embeddings have {embeddings.shape[1]} dimensions, the planes {planes.shape[-2]}.")
+    directions = np.moveaxis(planes, -2, 0)  # (d, k) or (d, L, k)
+    flat = directions.reshape(len(directions), -1)
+    blocks = [
+        pack_bits((rows @ flat).reshape(-1, *directions.shape[1:]) > offset)
+        for rows in np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))
+    ]
+    return np.concatenate(blocks)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Random planes and the candidates' mean, which together turn embeddings into codes.
+
+    planes (L, d, k) float32; mean (d,) float32 is subtracted first: real embeddings lie in a narrow cone,
+    and planes through the origin would put most of them on the same side.
+    """
+
+    planes: np.ndarray
+    mean: np.ndarray
+
+    @classmethod
+    def fit(cls, embeddings: np.ndarray, hash_size: int, num_tables: int, seed: int = 0) -> Projection:
+        """Draw planes for these embeddings (n, d) and take their mean."""
+        planes = draw_planes(embeddings.shape[1], hash_size, num_tables, seed)
+        return cls(planes, embeddings.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+    def __call__(self, embeddings) -> np.ndarray:
+        """Hash embeddings (n, d), or one of shape (d,), into codes (n, L)."""
+        # (x - mean) . plane > 0 is x . plane > mean . plane: no centred copy of the embeddings is made.
+        return hash_func(embeddings, self.planes, offset=np.einsum("d,ldk->lk", self.mean, self.planes))
+
+
+def collision_probability(angle, hash_size: int = 1, num_tables: int = 1):
+    """How likely two vectors at this angle (radians) share a code in at least one of the tables.
+
+    1 - (1 - p^k)^L with p = 1 - angle/pi, the chance that one plane does not part them
+    (Charikar 2002; the S-curve of Indyk and Motwani 1998).
+    """
+    same_code = (1 - np.asarray(angle) / np.pi) ** hash_size
+    return 1 - (1 - same_code) ** num_tables

@@ -1,0 +1,258 @@
+"""An encoder, a projection and hash tables together: build an index, query it, keep it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from imgsim.evaluation import normalise
+from imgsim.hashing import Projection, check_settings
+from imgsim.store import write_json, write_whole
+from imgsim.tables import LSH
+
+FORMAT = 1  # of the folder that `save` writes
+MANIFEST = "manifest.json"
+SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "seed")
+ARRAYS = ("planes", "mean", "ids", "labels", "codes", "embeddings")
+
+
+def compute_hash(encoder, projection: Projection) -> Callable[[dict], dict]:
+    """A function for `Dataset.map(..., batched=True)` that adds a column `hashes`, L codes an image.
+
+    It returns the new column only: images that pass through `map` would be encoded again, with loss.
+    """
+
+    def pp(example_batch: dict) -> dict:
+        embeddings = normalise(encoder.embed(example_batch["image"]))
+        return {"hashes": projection(embeddings).astype(np.uint64)}
+
+    return pp
+
+
+@dataclass(frozen=True)
+class Matches(Mapping):
+    """The ranked answer to one query, best first; also a mapping {"id_label": overlap}, as in the article.
+
+    ids (t,), labels (t,) (-1 where there is none), overlap (t,): the share of the tables in which query and
+    match fall into the same bucket, cosine (t,): of their embeddings. candidates: how many the tables returned.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    overlap: np.ndarray
+    cosine: np.ndarray
+    candidates: int
+
+    def _pairs(self) -> dict[str, float]:
+        names = (f"{i}_{label}" if label >= 0 else f"{i}" for i, label in zip(self.ids, self.labels, strict=True))
+        return dict(zip(names, self.overlap.tolist(), strict=True))
+
+    def __getitem__(self, id_label: str) -> float:
+        return self._pairs()[id_label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pairs())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Ranked answers to m queries: ids (m, top_k) int64 and cosines (m, top_k) float32, short rows padded with
+    -1 and NaN; candidates_seen (m,) from the tables, compared_exactly (m,) by their cosine."""
+
+    ids: np.ndarray
+    cosines: np.ndarray
+    candidates_seen: np.ndarray
+    compared_exactly: np.ndarray
+
+
+class BuildLSHTable:
+    """An image index: hash tables to find candidates, exact cosines to rank them.
+
+    model: a module (with its `processor`), a checkpoint (see `load_encoder`), an Encoder, or None where only
+    embeddings are used. dim: the embeddings' length; taken from the model or the first embeddings where left
+    out. The projection is fixed at the first build and drawn from `seed`.
+    """
+
+    def __init__(
+        self,
+        model=None,
+        batch_size: int = 48,
+        hash_size: int = 8,
+        dim: int | None = None,
+        num_tables: int = 10,
+        *,
+        processor=None,
+        seed: int = 0,
+    ):
+        check_settings(hash_size, num_tables)
+        self.encoder = as_encoder(model, processor)
+        if self.encoder and dim not in (None, self.encoder.dim):
+            raise ValueError(f"dim is {dim}, but this model's embeddings have {self.encoder.dim} dimensions.")
+        self.dim = self.encoder.dim if self.encoder else dim
+        self.batch_size, self.hash_size, self.num_tables, self.seed = batch_size, hash_size, num_tables, seed
+        self._clear()
+
+    def _clear(self) -> None:
+        self.lsh = LSH(self.hash_size, self.num_tables)
+        self.projection: Projection | None = None
+        self.embeddings: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.lsh)
+
+    def build(self, ds: Dataset) -> BuildLSHTable:
+        """Embed, hash and store the images of one split, ids being their positions in it; returns the index."""
+        if not isinstance(ds, Dataset):
+            raise ValueError(f"build takes one split, such as images['train'], not a {type(ds).__name__}.")
+        labels = np.asarray(ds["labels"]) if "labels" in ds.column_names else None
+        if self.encoder is None:
+            raise ValueError("The index has no model to embed images with: give it one, or use build_from_embeddings.")
+        return self.build_from_embeddings(self.encoder.embed(ds, self.batch_size), labels)
+
+    def build_from_embeddings(self, embeddings, labels=None, ids=None) -> BuildLSHTable:
+        """Hash and store embeddings (n, d) with labels (n,) and ids (n,), by default 0 to n - 1; returns the
+        index. What was in it before is replaced."""
+        embeddings = self._check(embeddings)
+        if not len(embeddings):
+            raise ValueError("There is nothing to build an index from: the embeddings have no rows.")
+        ids = np.arange(len(embeddings)) if ids is None else np.asarray(ids)
+        if len(np.unique(ids)) != len(embeddings):
+            raise ValueError(f"{len(embeddings)} embeddings need as many different ids.")
+        self._clear()
+        self.embeddings = normalise(embeddings)
+        self.projection = Projection.fit(self.embeddings, self.hash_size, self.num_tables, self.seed)
+        self.lsh.add(ids, self.projection(self.embeddings), labels)
+        return self
+
+    def rank(self, embedding, code) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the tables return for one normalised query (d,) and its codes (L,), best first: rows (c,), in
+        how many tables each shares the query's bucket (c,), and their cosines (c,)."""
+        rows, votes = self.lsh.candidates(code)
+        cosines = self.embeddings[rows] @ embedding
+        order = np.lexsort((rows, -cosines))
+        return rows[order], votes[order], cosines[order]
+
+    def search(self, embeddings, top_k: int = 10) -> SearchResult:
+        """Find the nearest candidates of every query (m, d), by exact cosine among those the tables return."""
+        embeddings = normalise(self._check(embeddings))
+        ids = np.full((len(embeddings), top_k), -1, np.int64)
+        cosines = np.full((len(embeddings), top_k), np.nan, np.float32)
+        seen = np.zeros(len(embeddings), np.int64)
+        for i, (embedding, code) in enumerate(zip(embeddings, self._codes(embeddings), strict=True)):
+            rows, _, values = self.rank(embedding, code)
+            found = min(len(rows), top_k)
+            ids[i, :found], cosines[i, :found] = self.lsh.entries.ids[rows[:top_k]], values[:top_k]
+            seen[i] = len(rows)
+        return SearchResult(ids, cosines, seen, seen)
+
+    def query(self, image, top_k: int | None = 5, verbose: bool = True) -> Matches:
+        """Find the images most similar to one image (a path, bytes, a PIL image or an array); top_k None: all."""
+        if self.encoder is None:
+            raise ValueError("The index has no model to embed images with: give it one, or use search.")
+        embedding = normalise(self._check(self.encoder.embed([image])))
+        rows, votes, cosines = self.rank(embedding[0], self._codes(embedding)[0])
+        if verbose:
+            print("Matches:", len(rows))
+        best, entries = rows[:top_k], self.lsh.entries
+        overlap = votes[:top_k] / self.num_tables
+        return Matches(entries.ids[best], entries.labels[best], overlap, cosines[:top_k], len(rows))
+
+    def _codes(self, embeddings: np.ndarray) -> np.ndarray:
+        if self.projection is None:
+            raise ValueError("The index is empty: call build or build_from_embeddings first.")
+        return self.projection(embeddings)
+
+    def _check(self, embeddings) -> np.ndarray:
+        embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
+        self.dim = self.dim or embeddings.shape[-1]
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
+            raise ValueError(f"Embeddings of shape (n, {self.dim}) are needed, not {embeddings.shape}.")
+        if not np.isfinite(embeddings).all():
+            raise ValueError("The embeddings hold values that are not finite numbers.")
+        return embeddings
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """All that is saved, by name."""
+        entries, projection = self.lsh.entries, self.projection
+        values = (projection.planes, projection.mean, entries.ids, entries.labels, self.lsh.codes, self.embeddings)
+        return dict(zip(ARRAYS, values, strict=True))
+
+    def save(self, folder) -> Path:
+        """Write the index to a folder: arrays first, then the manifest that names them, each file whole."""
+        folder = Path(folder)
+        if self.projection is None:
+            raise ValueError("The index is empty: call build or build_from_embeddings before save.")
+        if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+            raise ValueError(f"{str(folder)!r} holds other files: an index wants a folder of its own.")
+        folder.mkdir(parents=True, exist_ok=True)
+        digests = {}
+        for name, array in self._arrays().items():
+            digests[name] = blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest()
+            with write_whole(folder / f"{name}-{digests[name]}.npy") as beside, open(beside, "wb") as stream:
+                np.save(stream, array, allow_pickle=False)
+        manifest = {"format": FORMAT} | {name: getattr(self, name) for name in SETTINGS}
+        manifest |= {"count": len(self), "encoder": self.encoder and self.encoder.digest}
+        manifest |= {"checkpoint": self.encoder and self.encoder.name, "arrays": digests}
+        manifest |= {"versions": {name: version(name) for name in ("numpy", "torch", "transformers")}}
+        write_json(folder / MANIFEST, manifest)
+        for stale in set(folder.glob("*.npy")) - {folder / f"{name}-{digests[name]}.npy" for name in digests}:
+            stale.unlink()
+        return folder
+
+    @classmethod
+    def load(cls, folder, model=None, *, processor=None) -> BuildLSHTable:
+        """Read an index that `save` wrote; `model` as in the constructor, the same that the index was built with.
+
+        Raises ValueError where the folder holds no index, a file is damaged, or the model is another one.
+        """
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise ValueError(f"it has format {manifest['format']}, and this imgsim reads format {FORMAT}")
+            settings = {name: manifest[name] for name in SETTINGS}
+            digests = {name: manifest["arrays"][name] for name in ARRAYS}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(folder)!r} holds no index that can be read: {error!s}.") from error
+        index = cls(None, **settings)
+        index.encoder = as_encoder(model, processor)
+        if index.encoder and index.encoder.digest != manifest["encoder"]:
+            raise ValueError(
+                f"The index {str(folder)!r} was made with the checkpoint {manifest['checkpoint']!r}, whose weights or "
+                f"settings differ from those of {index.encoder.name!r}: load it with that one, or build it again."
+            )
+        arrays = {name: read_array(folder / f"{name}-{digest}.npy", digest) for name, digest in digests.items()}
+        index.projection = Projection(arrays["planes"], arrays["mean"])
+        index.embeddings = arrays["embeddings"]
+        index.lsh.add(arrays["ids"], arrays["codes"], arrays["labels"])
+        return index
+
+
+def read_array(path: Path, digest: str) -> np.ndarray:
+    """Read one array of an index, refusing one that is not what was written."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        array = np.empty(0)
+    if blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest() != digest:
+        raise ValueError(f"The index is damaged: {str(path)!r} is missing, cut short or changed; build it again.")
+    return array
+
+
+def as_encoder(model, processor=None):
+    """The model argument as an encoder: None and encoders stay as they are, all else is loaded."""
+    if model is None or hasattr(model, "embed"):
+        return model
+    from imgsim.encoder import load_encoder  # torch is loaded only where there is something to embed
+
+    return load_encoder(model, processor=processor)
