@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from transformers import AutoImageProcessor, AutoModel
 from imgsim.images import fingerprint, open_image
 from imgsim.store import cache_folder, snapshot, write_whole
 
+PROCESS = os.getpid()
 BUILTIN = Path(__file__).parent / "assets" / "leaf-vit"
 
 
@@ -98,7 +100,7 @@ class Encoder:
     def __reduce__(self):
         # Workers of Dataset.map load the checkpoint again, and its fingerprint need not pickle the weights.
         if self.origin:
-            return load_encoder, self.origin, {"digest": self.digest}
+            return load_in_worker, self.origin, {"digest": self.digest}
         return super().__reduce__()
 
     def _prepare(self, sources: Sequence) -> torch.Tensor:
@@ -175,6 +177,13 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None) 
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"checkpoint {str(checkpoint)!r} cannot be loaded as a vision model: {reason}") from error
     return Encoder(model, processor, device, dtype, origin=(str(checkpoint), device, dtype))
+
+
+def load_in_worker(checkpoint: str, device, dtype) -> Encoder:
+    """Load an encoder that was pickled by its name."""
+    if os.getpid() != PROCESS:
+        torch.set_num_threads(1)  # a forked process that starts OpenMP's threads again hangs for ever
+    return load_encoder(checkpoint, device, dtype)
 
 
 def checkpoint_folder(checkpoint: str) -> Path:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +11,9 @@ from datasets import Dataset
 
 from imgsim.evaluation import normalise
 from imgsim.hashing import Projection, check_settings
-from imgsim.store import write_json, write_whole
+from imgsim.store import read_arrays, write_arrays
 from imgsim.tables import LSH
 
-FORMAT = 1  # of the folder that `save` writes
-MANIFEST = "manifest.json"
 SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "seed")
 ARRAYS = ("planes", "mean", "ids", "labels", "codes", "embeddings")
 
@@ -181,72 +176,35 @@ class BuildLSHTable:
             raise ValueError("The embeddings hold values that are not finite numbers.")
         return embeddings
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """All that is saved, by name."""
-        entries, projection = self.lsh.entries, self.projection
-        values = (projection.planes, projection.mean, entries.ids, entries.labels, self.lsh.codes, self.embeddings)
-        return dict(zip(ARRAYS, values, strict=True))
-
     def save(self, folder) -> Path:
-        """Write the index to a folder: arrays first, then the manifest that names them, each file whole."""
-        folder = Path(folder)
+        """Write the index to a folder of its own, in place of an index that lies there."""
         if self.projection is None:
             raise ValueError("The index is empty: call build or build_from_embeddings before save.")
-        if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
-            raise ValueError(f"{str(folder)!r} holds other files: an index wants a folder of its own.")
-        folder.mkdir(parents=True, exist_ok=True)
-        digests = {}
-        for name, array in self._arrays().items():
-            digests[name] = blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest()
-            with write_whole(folder / f"{name}-{digests[name]}.npy") as beside, open(beside, "wb") as stream:
-                np.save(stream, array, allow_pickle=False)
-        manifest = {"format": FORMAT} | {name: getattr(self, name) for name in SETTINGS}
-        manifest |= {"count": len(self), "encoder": self.encoder and self.encoder.digest}
-        manifest |= {"checkpoint": self.encoder and self.encoder.name, "arrays": digests}
-        manifest |= {"versions": {name: version(name) for name in ("numpy", "torch", "transformers")}}
-        write_json(folder / MANIFEST, manifest)
-        for stale in set(folder.glob("*.npy")) - {folder / f"{name}-{digests[name]}.npy" for name in digests}:
-            stale.unlink()
-        return folder
+        entries, projection = self.lsh.entries, self.projection
+        values = (projection.planes, projection.mean, entries.ids, entries.labels, self.lsh.codes, self.embeddings)
+        manifest = {name: getattr(self, name) for name in SETTINGS} | {"count": len(self)}
+        manifest["encoder"] = {name: getattr(self.encoder, name, None) for name in ("name", "digest")}
+        write_arrays(folder, manifest, dict(zip(ARRAYS, values, strict=True)))
+        return Path(folder)
 
     @classmethod
     def load(cls, folder, model=None, *, processor=None) -> BuildLSHTable:
-        """Read an index that `save` wrote; `model` as in the constructor, the same that the index was built with.
+        """Read an index that `save` wrote; `model` as in the constructor, the one that it was built with.
 
         Raises ValueError where the folder holds no index, a file is damaged, or the model is another one.
         """
-        folder = Path(folder)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise ValueError(f"it has format {manifest['format']}, and this imgsim reads format {FORMAT}")
-            settings = {name: manifest[name] for name in SETTINGS}
-            digests = {name: manifest["arrays"][name] for name in ARRAYS}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(folder)!r} holds no index that can be read: {error!s}.") from error
-        index = cls(None, **settings)
-        index.encoder = as_encoder(model, processor)
-        if index.encoder and index.encoder.digest != manifest["encoder"]:
+        manifest, arrays = read_arrays(folder, SETTINGS + ("encoder",), ARRAYS)
+        index = cls(None, **{name: manifest[name] for name in SETTINGS})
+        index.encoder, made_with = as_encoder(model, processor), manifest["encoder"]
+        if index.encoder and index.encoder.digest != made_with["digest"]:
             raise ValueError(
-                f"The index {str(folder)!r} was made with the checkpoint {manifest['checkpoint']!r}, whose weights or "
-                f"settings differ from those of {index.encoder.name!r}: load it with that one, or build it again."
+                f"The index {str(folder)!r} was made with the checkpoint {made_with['name']!r}, not with "
+                f"{index.encoder.name!r} as it is now: load it with that one, or build it again."
             )
-        arrays = {name: read_array(folder / f"{name}-{digest}.npy", digest) for name, digest in digests.items()}
         index.projection = Projection(arrays["planes"], arrays["mean"])
         index.embeddings = arrays["embeddings"]
         index.lsh.add(arrays["ids"], arrays["codes"], arrays["labels"])
         return index
-
-
-def read_array(path: Path, digest: str) -> np.ndarray:
-    """Read one array of an index, refusing one that is not what was written."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        array = np.empty(0)
-    if blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest() != digest:
-        raise ValueError(f"The index is damaged: {str(path)!r} is missing, cut short or changed; build it again.")
-    return array
 
 
 def as_encoder(model, processor=None):

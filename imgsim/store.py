@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
+FORMAT = 1  # of an index's folder
+MANIFEST = "manifest.json"
 HUB_TIMEOUT = 5  # seconds; without a network transformers and datasets would try for over a minute
 
 
@@ -36,6 +42,52 @@ def write_json(path, content) -> None:
     """Write content as indented JSON, whole or not at all."""
     with write_whole(path) as beside:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays and then the manifest that names them; until its rename what lay there before stays whole."""
+    folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+        raise ValueError(f"{str(folder)!r} holds other files: an index wants a folder of its own.")
+    folder.mkdir(parents=True, exist_ok=True)
+    digests = {name: digest_of(array) for name, array in arrays.items()}
+    files = {folder / f"{name}-{digests[name]}.npy": array for name, array in arrays.items()}
+    for file, array in files.items():
+        with write_whole(file) as beside, open(beside, "wb") as stream:
+            np.save(stream, array, allow_pickle=False)
+    libraries = {name: version(name) for name in ("numpy", "torch", "transformers")}
+    write_json(folder / MANIFEST, {"format": FORMAT} | manifest | {"versions": libraries, "arrays": digests})
+    for stale in set(folder.glob("*.npy")) - set(files):
+        stale.unlink()
+
+
+def read_arrays(folder, settings: Iterable[str], names: Iterable[str]) -> tuple[dict, dict[str, np.ndarray]]:
+    """Read what `write_arrays` wrote: the manifest, which has to hold these settings, and the named arrays.
+
+    Raises ValueError for a folder that holds something else, and for a file that is not what was written.
+    """
+    folder, arrays = Path(folder), {}
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
+        files = {name: (folder / f"{name}-{manifest['arrays'][name]}.npy", manifest["arrays"][name]) for name in names}
+        _ = [manifest[name] for name in settings]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{error!r} is missing from {MANIFEST}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{str(folder)!r} holds no index that can be read: {reason}.") from error
+    for name, (file, digest) in files.items():
+        try:
+            arrays[name] = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            arrays[name] = None
+        if arrays[name] is None or digest_of(arrays[name]) != digest:
+            raise ValueError(f"The index is damaged: {str(file)!r} is missing, cut short or changed; build it again.")
+    return manifest, arrays
+
+
+def digest_of(array: np.ndarray) -> str:
+    return blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest()
 
 
 def snapshot(name: str, kind: str) -> Path:
