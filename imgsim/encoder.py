@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from imgsim.images import fingerprint, open_image
-from imgsim.store import cache_folder, snapshot, write_whole
+from imgsim.store import cache_folder, locate, write_whole
 
 PROCESS = os.getpid()
 BUILTIN = Path(__file__).parent / "assets" / "leaf-vit"
@@ -166,9 +166,9 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None) 
             name = getattr(checkpoint, "name_or_path", "")
             if not name:
                 raise ValueError("A model given as a module needs its image processor: processor=...")
-            processor = AutoImageProcessor.from_pretrained(checkpoint_folder(name), backend="pil")
+            processor = AutoImageProcessor.from_pretrained(locate(name, "checkpoint"), backend="pil")
         return Encoder(checkpoint, processor, device, dtype)
-    folder = checkpoint_folder(str(checkpoint))
+    folder = BUILTIN if checkpoint == "builtin" else locate(str(checkpoint), "checkpoint")
     try:
         with quiet():
             model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
@@ -184,11 +184,3 @@ def load_in_worker(checkpoint: str, device, dtype) -> Encoder:
     if os.getpid() != PROCESS:
         torch.set_num_threads(1)  # a forked process that starts OpenMP's threads again hangs for ever
     return load_encoder(checkpoint, device, dtype)
-
-
-def checkpoint_folder(checkpoint: str) -> Path:
-    """The local folder of a checkpoint: built-in, local, or downloaded from the Hub and pinned to a commit."""
-    if checkpoint == "builtin":
-        return BUILTIN
-    folder = Path(checkpoint).expanduser()
-    return folder if folder.is_dir() else snapshot(checkpoint, "model")

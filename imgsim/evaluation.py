@@ -5,6 +5,8 @@ Shapes: n candidates, m queries, d dimensions, k places of a ranked list. A plac
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 BLOCK = 1024  # queries compared with all candidates at a time
@@ -38,11 +40,13 @@ def recall_at_k(found, true) -> float:
     return float(np.mean([np.isin(t, f).mean() for t, f in zip(np.asarray(true), np.asarray(found), strict=True)]))
 
 
-def label_precision(ids, labels, query_labels, k: int = 5) -> float:
+def label_precision(ids, labels, query_labels, k: int = 5) -> float | None:
     """The mean share of the first k places (m, >= k) whose label is the query's; an empty place counts as wrong.
 
-    labels (n,) are the candidates', by id; query_labels (m,).
+    labels (n,) are the candidates', by id; query_labels (m,). None where there are no labels.
     """
+    if labels is None or query_labels is None:
+        return None
     ids, labels = np.asarray(ids)[:, :k], np.asarray(labels)
     right = (labels[ids] == np.asarray(query_labels)[:, None]) & (ids >= 0)
     return float(right.sum() / (len(ids) * k))
@@ -55,3 +59,29 @@ def participation_ratio(embeddings) -> float:
     centred = centred - centred.mean(axis=0)
     covariance = centred.T @ centred  # its trace is the eigenvalues' sum, its squared norm that of their squares
     return float(np.trace(covariance) ** 2 / np.square(covariance).sum())
+
+
+def evaluate(index, candidates, queries, labels=None, query_labels=None) -> dict:
+    """Measure an index (BuildLSHTable) of candidates (n, d), ids 0 to n - 1, with queries (m, d).
+
+    Returns the measures of a run's metrics.json; those that need labels are None where there are none.
+    """
+    true, _ = exact_neighbours(queries, candidates, 10)
+    found = index.search(queries, top_k=10)
+    seconds = []
+    for query in np.asarray(queries):
+        start = time.perf_counter()
+        index.search(query)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "candidates": len(candidates),
+        "queries": len(queries),
+        "exact_label_precision_at_5": label_precision(true, labels, query_labels),
+        "label_precision_at_5": label_precision(found.ids, labels, query_labels),
+        "recall_at_10": recall_at_k(found.ids, true),
+        "candidate_fraction": float(found.candidates_seen.mean() / len(candidates)),
+        "compared_fraction": float(found.compared_exactly.mean() / len(candidates)),
+        "participation_ratio": participation_ratio(candidates),
+        "build_seconds": index.build_seconds,
+        "query_ms": float(np.median(seconds) * 1000),
+    }

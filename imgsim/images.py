@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, l
 from tqdm import tqdm
 
 from imgsim import leaves
-from imgsim.store import cache_folder, snapshot
+from imgsim.store import cache_folder, locate
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -107,9 +107,9 @@ def load_folder(folder: Path) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def load_from_hub(name: str) -> DatasetDict:
-    """Load a data set from the Hub, `owner/name` or `owner/name@revision`, its columns named as Beans' are."""
-    images = load_dataset(str(snapshot(name, "dataset")))
+def load_parquet(folder: Path, name: str) -> DatasetDict:
+    """Load a data set as the Hub stores it, its columns named as Beans' are."""
+    images = load_dataset(str(folder))
     features = next(iter(images.values())).features
     image = next((column for column, feature in features.items() if isinstance(feature, Image)), None)
     if image is None:
@@ -129,9 +129,8 @@ def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
         drawing = Path(leaves.__file__).read_bytes()  # another drawing is another data set
         folder = cache_folder() / f"leaves-{blake2b(drawing, digest_size=4).hexdigest()}"
         return load_folder(folder if folder.exists() else leaves.draw_folder(folder))
-    if Path(source).expanduser().is_dir():
-        return load_folder(Path(source).expanduser())
-    return load_from_hub(str(source))
+    folder = locate(str(source), "dataset")
+    return load_parquet(folder, str(source)) if any(folder.rglob("*.parquet")) else load_folder(folder)
 
 
 def candidates_and_queries(images: DatasetDict, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -148,6 +147,11 @@ def candidates_and_queries(images: DatasetDict, seed: int = 0) -> tuple[Dataset,
         raise ValueError(f"A search needs at least two images, and the data set holds {len(candidates)}.")
     parts = candidates.train_test_split(max(1, len(candidates) // 10), seed=seed)
     return parts["train"], parts["test"]
+
+
+def labels_of(images: Dataset) -> np.ndarray | None:
+    """The labels (n,) of a split, or None where it has none; no image is decoded."""
+    return np.asarray(images["labels"]) if "labels" in images.column_names else None
 
 
 def fingerprint(images: Dataset) -> str:

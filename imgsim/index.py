@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from datasets import Dataset
 
 from imgsim.evaluation import normalise
 from imgsim.hashing import Projection, check_settings
+from imgsim.images import labels_of
 from imgsim.store import read_arrays, write_arrays
 from imgsim.tables import LSH
 
@@ -101,6 +103,7 @@ class BuildLSHTable:
         self.lsh = LSH(self.hash_size, self.num_tables)
         self.projection: Projection | None = None
         self.embeddings: np.ndarray | None = None
+        self.build_seconds: float | None = None  # projection, codes and tables
 
     def __len__(self) -> int:
         return len(self.lsh)
@@ -109,10 +112,9 @@ class BuildLSHTable:
         """Embed, hash and store the images of one split, ids being their positions in it; returns the index."""
         if not isinstance(ds, Dataset):
             raise ValueError(f"build takes one split, such as images['train'], not a {type(ds).__name__}.")
-        labels = np.asarray(ds["labels"]) if "labels" in ds.column_names else None
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use build_from_embeddings.")
-        return self.build_from_embeddings(self.encoder.embed(ds, self.batch_size), labels)
+        return self.build_from_embeddings(self.encoder.embed(ds, self.batch_size), labels_of(ds))
 
     def build_from_embeddings(self, embeddings, labels=None, ids=None) -> BuildLSHTable:
         """Hash and store embeddings (n, d) with labels (n,) and ids (n,), by default 0 to n - 1; returns the
@@ -123,10 +125,13 @@ class BuildLSHTable:
         ids = np.arange(len(embeddings)) if ids is None else np.asarray(ids)
         if len(np.unique(ids)) != len(embeddings):
             raise ValueError(f"{len(embeddings)} embeddings need as many different ids.")
+        start = time.perf_counter()
         self._clear()
         self.embeddings = normalise(embeddings)
         self.projection = Projection.fit(self.embeddings, self.hash_size, self.num_tables, self.seed)
         self.lsh.add(ids, self.projection(self.embeddings), labels)
+        self.lsh.sort()
+        self.build_seconds = time.perf_counter() - start
         return self
 
     def rank(self, embedding, code) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,7 +187,10 @@ class BuildLSHTable:
             raise ValueError("The index is empty: call build or build_from_embeddings before save.")
         entries, projection = self.lsh.entries, self.projection
         values = (projection.planes, projection.mean, entries.ids, entries.labels, self.lsh.codes, self.embeddings)
-        manifest = {name: getattr(self, name) for name in SETTINGS} | {"count": len(self)}
+        manifest = {name: getattr(self, name) for name in SETTINGS} | {
+            "count": len(self),
+            "build_seconds": self.build_seconds,
+        }
         manifest["encoder"] = {name: getattr(self.encoder, name, None) for name in ("name", "digest")}
         write_arrays(folder, manifest, dict(zip(ARRAYS, values, strict=True)))
         return Path(folder)
@@ -193,7 +201,7 @@ class BuildLSHTable:
 
         Raises ValueError where the folder holds no index, a file is damaged, or the model is another one.
         """
-        manifest, arrays = read_arrays(folder, SETTINGS + ("encoder",), ARRAYS)
+        manifest, arrays = read_arrays(folder, (*SETTINGS, "encoder"), ARRAYS)
         index = cls(None, **{name: manifest[name] for name in SETTINGS})
         index.encoder, made_with = as_encoder(model, processor), manifest["encoder"]
         if index.encoder and index.encoder.digest != made_with["digest"]:
@@ -202,7 +210,7 @@ class BuildLSHTable:
                 f"{index.encoder.name!r} as it is now: load it with that one, or build it again."
             )
         index.projection = Projection(arrays["planes"], arrays["mean"])
-        index.embeddings = arrays["embeddings"]
+        index.embeddings, index.build_seconds = arrays["embeddings"], manifest.get("build_seconds")
         index.lsh.add(arrays["ids"], arrays["codes"], arrays["labels"])
         return index
 

@@ -15,6 +15,7 @@ import numpy as np
 
 FORMAT = 1  # of an index's folder
 MANIFEST = "manifest.json"
+CHECKPOINT_FILES = ["*.json", "*.safetensors"]
 HUB_TIMEOUT = 5  # seconds; without a network transformers and datasets would try for over a minute
 
 
@@ -90,13 +91,16 @@ def digest_of(array: np.ndarray) -> str:
     return blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest()
 
 
-def snapshot(name: str, kind: str) -> Path:
-    """The local folder of a Hub repository, `name` or `name@revision`, downloaded once and pinned to a commit.
+def locate(name: str, kind: str) -> Path:
+    """The local folder of a "dataset" or "checkpoint": a folder that is there, or a Hub repository.
 
-    kind is "model" or "dataset". The local cache is asked first, then the Hub, with a short time-out. No code
-    and no pickle is downloaded. Raises ValueError for a name that the Hub does not know, ConnectionError where
-    the Hub cannot be reached.
+    A repository, `owner/name` or `owner/name@revision`, is pinned to a commit and downloaded once: the local
+    cache is asked first, then the Hub, with a short time-out. Neither code nor pickles are downloaded. Raises
+    ValueError for a name that stands for nothing, ConnectionError where the Hub cannot be reached.
     """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         HTTPError,
@@ -106,24 +110,23 @@ def snapshot(name: str, kind: str) -> Path:
     )
 
     repo, _, revision = name.partition("@")
-    option = "checkpoint" if kind == "model" else "dataset"
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
-        raise ValueError(f"{option} {name!r}: there is no such folder, and a Hub id looks like owner/name.")
-    patterns = ["*.json", "*.safetensors"] if kind == "model" else ["*.parquet", "README.md"]
-    wanted = {"repo_id": repo, "repo_type": kind, "allow_patterns": patterns}
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", repo):
+        raise ValueError(f"{kind} {name!r}: there is no such folder, and a Hub id looks like owner/name.")
+    repo_type, patterns = ("dataset", ["*.parquet", "README.md"]) if kind == "dataset" else ("model", CHECKPOINT_FILES)
+    wanted = {"repo_id": repo, "repo_type": repo_type, "allow_patterns": patterns}
     try:
         return Path(snapshot_download(**wanted, revision=revision or None, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     try:
-        commit = HfApi().repo_info(repo, repo_type=kind, revision=revision or None, timeout=HUB_TIMEOUT).sha
+        commit = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or None, timeout=HUB_TIMEOUT).sha
         return Path(snapshot_download(**wanted, revision=commit))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ValueError(
-            f"{option} {name!r}: there is no such folder, and the Hub shows no such {kind} and revision."
+            f"{kind} {name!r}: there is no such folder here and no such {repo_type} on the Hub."
         ) from error
     except (HTTPError, OSError) as error:
         raise ConnectionError(
-            f"{option} {name!r}: there is no such folder, it is not in the local cache and the Hub cannot be "
-            f"reached; without a network use {option} 'builtin' or a local folder."
+            f"{kind} {name!r}: there is no such folder, it is not in the local cache and the Hub cannot be "
+            f"reached; without a network use {kind} 'builtin' or a local folder."
         ) from error

@@ -142,6 +142,11 @@ class LSH:
         for table, column in zip(self.tables, codes.T, strict=True):
             table.insert(rows, column)
 
+    def sort(self) -> None:
+        """Sort in what was added now, not at the first look-up."""
+        for table in self.tables:
+            table.sorted()
+
     def query(self, codes) -> list[dict[str, str]]:
         """The entries of all buckets that codes (L,) fall into: one that shares three buckets comes three times."""
         columns = self.check(codes)[0].tolist()

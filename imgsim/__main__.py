@@ -1,0 +1,74 @@
+"""The command line: python -m imgsim run, assess."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from imgsim.runs import DEFAULTS, read_params, run
+
+HELP = {
+    "dataset": "'builtin', a data set on the Hub (owner/name or owner/name@revision), or a folder of images",
+    "checkpoint": "'builtin', a checkpoint on the Hub (owner/name or owner/name@revision), or a folder",
+    "hash_size": "bits in a code, 1 to 64: more bits, smaller buckets",
+    "num_tables": "hash tables: more tables, more neighbours found",
+    "seed": "of the random planes, and of the held-out tenth where a data set has no test split",
+    "top_k": "matches shown beside a query",
+    "batch_size": "images embedded at a time",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what was wrong, and takes no abbreviated options."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m imgsim", description="Image similarity: embeddings, hashes, tables, ranked images.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="execute notebooks 01 to 04 and keep pictures, numbers and index")
+    assess = commands.add_parser(
+        "assess", help="measure a checkpoint's embeddings beside its untrained self and pixels"
+    )
+    for command, names in ((runs, DEFAULTS), (assess, ("dataset", "checkpoint"))):
+        for name in names:
+            option, kind = "--" + name.replace("_", "-"), type(DEFAULTS[name])
+            text = f"{HELP[name]} (default: {DEFAULTS[name]})"
+            command.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    runs.add_argument("--params", metavar="FILE", help="settings from a YAML file; options given here come first")
+    runs.add_argument("--output", metavar="DIR", help="where to put it all (default: outputs/ and the settings)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; errors become one sentence and exit code 1."""
+    options = parse(arguments)
+    given = {name: value for name, value in vars(options).items() if name in DEFAULTS}
+    try:
+        if options.command == "assess":
+            from imgsim.assess import assess  # loads torch
+
+            print(assess(**given))
+            return 0
+        params = read_params(options.params) if options.params else {}
+        folder = run(params | given, options.output)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"error: {getattr(error, 'evalue', error)}", file=sys.stderr)
+        return 1
+    print(f"Pictures and story: {folder / 'report.html'}\nNumbers:            {folder / 'metrics.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

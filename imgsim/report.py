@@ -1,0 +1,35 @@
+"""Executed notebooks as one HTML page that needs neither Jupyter nor a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+
+from imgsim.store import write_whole
+
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(\S|\S[^$\n]*?\S)\$(?!\w)", re.DOTALL)
+
+
+def as_mathml(match: re.Match) -> str:
+    """One formula between dollar signs as MathML, which browsers draw by themselves."""
+    block, inline = match.groups()
+    return convert(block or inline, display="block" if block else "inline")
+
+
+def write_report(notebooks: Sequence[Path], target: Path) -> None:
+    """Write the story that executed notebooks tell, formulas and pictures included, as one page."""
+    parts = [nbformat.read(path, as_version=4) for path in notebooks]
+    page = parts[0]
+    page.cells = [cell for part in parts for cell in part.cells if "bootstrap" not in cell.metadata.get("tags", [])]
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FORMULA.sub(as_mathml, re.sub(r"^\[!\[.*\n?", "", cell.source, flags=re.MULTILINE))
+    exporter = HTMLExporter(exclude_anchor_links=True, mathjax_url="", require_js_url="")
+    html, _ = exporter.from_notebook_node(page, resources={"metadata": {"name": f"imgsim: {target.parent.name}"}})
+    with write_whole(target) as beside:
+        beside.write_text(html, encoding="utf-8")
