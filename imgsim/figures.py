@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -41,6 +43,15 @@ def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
         axis.imshow(open_image(image).resize((192, 192)))
         axis.set_title(str(labels[i]), fontsize=8, color=colours[i] if colours else INK, fontweight="normal")
     return figure
+
+
+def show(figure: Figure, output: str, name: str) -> None:
+    """Show a figure in a notebook; keep it as output/figures/name.png where an output folder is given."""
+    if output:
+        folder = Path(output) / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.png")
+    plt.show()
 
 
 def label_name(dataset, label: int) -> str:
@@ -91,6 +102,7 @@ def plot_histograms(axis, groups: dict, bins, xlabel: str, title: str) -> None:
 def plot_bars(axis, names, heights, ylabel: str, title: str) -> None:
     """One bar a name, its height written above it."""
     bars = axis.bar(names, heights, color="#4c78a8", width=0.6)
-    axis.bar_label(bars, fmt="%.2f", fontsize=9, padding=2)
+    axis.bar_label(bars, fmt="%.3g", fontsize=9, padding=2)
     axis.set(ylabel=ylabel, title=title)
     axis.grid(visible=False, axis="x")
+    axis.margins(y=0.12)

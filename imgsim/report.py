@@ -12,7 +12,9 @@ from nbconvert import HTMLExporter
 
 from imgsim.store import write_whole
 
-FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(\S|\S[^$\n]*?\S)\$(?!\w)", re.DOTALL)
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
+BADGE = re.compile(r"^\[!\[.*\n?", re.MULTILINE)
+LINK = re.compile(r"\[([^\]]+)\]\(\d\d_\w+\.ipynb\)")  # to another notebook: here it is the same page
 
 
 def as_mathml(match: re.Match) -> str:
@@ -28,7 +30,7 @@ def write_report(notebooks: Sequence[Path], target: Path) -> None:
     page.cells = [cell for part in parts for cell in part.cells if "bootstrap" not in cell.metadata.get("tags", [])]
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            cell.source = FORMULA.sub(as_mathml, re.sub(r"^\[!\[.*\n?", "", cell.source, flags=re.MULTILINE))
+            cell.source = FORMULA.sub(as_mathml, LINK.sub(r"\1", BADGE.sub("", cell.source)))
     exporter = HTMLExporter(exclude_anchor_links=True, mathjax_url="", require_js_url="")
     html, _ = exporter.from_notebook_node(page, resources={"metadata": {"name": f"imgsim: {target.parent.name}"}})
     with write_whole(target) as beside:

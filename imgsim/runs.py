@@ -125,7 +125,10 @@ def execute(name: str, settings: dict, folder: Path) -> Path:
     source, target = ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"
     known = papermill.inspect_notebook(str(source))
     parameters = {key: value for key, value in settings.items() if key in known}
-    papermill.execute_notebook(str(source), str(target), parameters, cwd=str(folder), kernel_name="python3")
+    quiet = ["--IPKernelApp.log_level=ERROR"]  # kernels talk on this machine only, and warn that they do
+    papermill.execute_notebook(
+        str(source), str(target), parameters, cwd=str(folder), kernel_name="python3", extra_arguments=quiet
+    )
     return target
 
 

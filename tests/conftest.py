@@ -1,0 +1,114 @@
+"""What the tests share: a cache folder of their own, small images, tiny checkpoints, real data where there is some."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+settings.register_profile("imgsim", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("imgsim")
+
+CLASSES = {"blue": (0.2, 0.3, 1), "green": (0.3, 1, 0.2), "red": (1, 0.2, 0.3)}
+SPLITS = {"train": 8, "validation": 2, "test": 3}  # images a class
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """The session's cache folder: what was embedded or drawn before is never seen by a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMGSIM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Path(os.environ["IMGSIM_CACHE"])
+
+
+@pytest.fixture(scope="session")
+def draw():
+    """A function that draws colour noise, an image of 40 x 30 pixels, from a seed."""
+
+    def noise(seed, tint=(1, 1, 1)):
+        grid = np.random.default_rng(seed).uniform(0, 255, (5, 6, 3)) * tint
+        return Image.fromarray(grid.astype(np.uint8)).resize((40, 30), Image.BICUBIC)
+
+    return noise
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory, draw):
+    """A folder <split>/<class>/<name>.png of noise in three tints: 24, 6 and 9 images."""
+    folder = tmp_path_factory.mktemp("images")
+    for split, count in SPLITS.items():
+        for label, (name, tint) in enumerate(CLASSES.items()):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                draw([list(SPLITS).index(split), label, i], tint).save(folder / split / name / f"{name}.{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(image_folder):
+    """The image folder as a data set; nobody changes it."""
+    from imgsim import load_images
+
+    return load_images(image_folder)
+
+
+@pytest.fixture(scope="session")
+def save_vit():
+    """A function that saves a tiny ViT classifier with random weights and its image processor.
+
+    A classifier has no pooler: transformers draws one at random whenever it loads it as a bare model.
+    """
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    def save(folder, seed=0):
+        torch.manual_seed(seed)
+        # initializer_range: with the usual .02 a random ViT maps all images to nearly the same embedding.
+        size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        config = ViTConfig(**size, image_size=32, patch_size=8, initializer_range=0.3)
+        ViTForImageClassification(config).save_pretrained(folder)
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, save_vit):
+    """The folder of a tiny ViT; nobody changes it."""
+    return save_vit(tmp_path_factory.mktemp("checkpoints") / "vit")
+
+
+@pytest.fixture(scope="session")
+def encoder(checkpoint):
+    """The tiny ViT as an encoder, on the CPU; nobody changes it."""
+    from imgsim import load_encoder
+
+    return load_encoder(checkpoint, device="cpu")
+
+
+@pytest.fixture
+def refused():
+    """A context in which something has to be refused with one sentence, which holds what was wrong."""
+
+    @contextmanager
+    def expect(naming="", error=ValueError):
+        with pytest.raises(error) as caught:
+            yield
+        message = str(caught.value)
+        assert type(caught.value) is error and "\n" not in message and " " in message
+        assert str(naming) in message
+
+    return expect
+
+
+@pytest.fixture(scope="session")
+def real():
+    """The folder of real photographs, checkpoints and embeddings, where the environment names one."""
+    folder = os.environ.get("IMGSIM_REAL_DATA")
+    if not folder:
+        pytest.skip("IMGSIM_REAL_DATA names no folder of real photographs and checkpoints")
+    return Path(folder)

@@ -1,0 +1,93 @@
+"""The notebooks' anatomy, and their bootstrap in a simulated Colab. nbval executes them beside these tests."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from imgsim.runs import DEFAULTS
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in PATHS]
+TUTORIAL = [path for path in PATHS if path.stem[:2] in ("01", "02", "03", "04")]
+
+
+def cells_tagged(path, tag):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if tag in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_every_notebook_has_the_same_anatomy(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].source.startswith("# ") and "colab-badge" in notebook.cells[0].source
+    assert cells_tagged(path, "bootstrap") == [code[0]]
+    assert len(cells_tagged(path, "parameters")) == 1
+    assert any("assert " in cell.source for cell in code)
+    assert notebook.metadata["kernelspec"]["name"] == "python3" and "widgets" not in notebook.metadata
+    assert not any("execution" in cell.metadata for cell in code)
+    assert path.stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_parameters_are_typed_commented_literals(path):
+    lines = cells_tagged(path, "parameters")[0].source.splitlines()
+    assert all(re.fullmatch(r"\w+: (str|int|float|bool) = \S.*  # .+", line) for line in lines)
+    assert len(papermill.inspect_notebook(str(path))) == len(lines)
+
+
+@pytest.mark.parametrize("path", TUTORIAL, ids=[path.stem for path in TUTORIAL])
+def test_parameters_have_the_common_names_and_defaults(path):
+    known = DEFAULTS | {"output": ""}
+    for name, entry in papermill.inspect_notebook(str(path)).items():
+        assert (
+            entry["default"].strip("'\"") == str(known[name])
+            and entry["inferred_type_name"] == type(known[name]).__name__
+        )
+
+
+@pytest.mark.parametrize("path", TUTORIAL, ids=[path.stem for path in TUTORIAL])
+def test_outputs_and_figures_are_stored(path):
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any("text/plain" in output.get("data", {}) or "text" in output for output in outputs)
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+
+
+def test_cells_are_small_and_follow_prose():
+    for path in TUTORIAL:
+        code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        lengths = sorted(len([line for line in source.splitlines() if line.strip()]) for source in code)
+        assert lengths[len(lengths) // 2] <= 4 and lengths[-1] <= 15, path.name
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the checkout is no git clone to install from")
+def test_bootstrap_installs_in_colab_and_does_nothing_elsewhere(tmp_path):
+    stub, target, empty = (tmp_path / name for name in ("stub", "target", "empty"))
+    (stub / "google" / "colab").mkdir(parents=True)
+    (stub / "google" / "colab" / "__init__.py").touch()
+    empty.mkdir()
+    install = cells_tagged(TUTORIAL[0], "bootstrap")[0].source
+    install = re.sub(r"git\+[^\"]+", f"git+{ROOT.as_uri()}", install)
+    code = "import os, sys, pathlib\nfrom IPython.core.interactiveshell import InteractiveShell\n"
+    code += "shell = InteractiveShell.instance()\n"
+    code += "shell.run_cell('import google.colab' if sys.argv[1] == 'colab' else '').raise_error()\n"
+    code += f"shell.run_cell({install!r}).raise_error()\n"
+    code += "import imgsim, imgsim.encoder\n"
+    code += "assert (imgsim.encoder.BUILTIN / 'model.safetensors').exists()\nprint(imgsim.__file__)"
+    # Only imgsim itself is installed, beside this environment: Colab has torch and the rest.
+    settings = {"PYTHONPATH": f"{stub}{os.pathsep}{target}", "PIP_TARGET": str(target), "PIP_NO_DEPS": "1"}
+    for place, home in (("colab", target), ("elsewhere", ROOT)):
+        command = [sys.executable, "-c", code, place]
+        answer = subprocess.run(command, cwd=empty, env=os.environ | settings, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
+        assert Path(answer.stdout.splitlines()[-1]).is_relative_to(home)
+        if place == "colab":
+            subprocess.run(["rm", "-rf", target], check=True)

@@ -1,0 +1,69 @@
+"""The project's files hold one another: pins and ranges, addresses, settings, sizes."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from refresh import address, readdress
+
+from imgsim.runs import DEFAULTS, check, read_params
+
+ROOT = Path(__file__).resolve().parent.parent
+PINS = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+
+
+def test_pins_are_plain_and_install_anywhere():
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in PINS)
+
+
+def test_pins_satisfy_every_range_in_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    pins = {name.lower().replace("_", "-"): pin for name, _, pin in (line.partition("==") for line in PINS)}
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
+
+
+def test_conda_environment_points_at_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert environment[-1] == {"pip": ["-r requirements.txt", "-e ."]}
+    assert environment[0].startswith("python=3.1") and environment[1] == "pip"
+
+
+def test_addresses_come_from_pyproject():
+    for path in [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "README.md"]:
+        text = path.read_text(encoding="utf-8")
+        assert "colab.research.google.com" in text and readdress(text, address()) == text, path.name
+        assert "github.com/somebody/fork" in readdress(text, "https://github.com/somebody/fork")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.name)
+def test_parameter_files_hold_known_settings(path):
+    check(read_params(path))
+
+
+def test_builtin_parameter_file_and_readme_tell_the_defaults():
+    assert read_params(ROOT / "params" / "builtin.yaml") == DEFAULTS
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, value in DEFAULTS.items():
+        assert re.search(rf"^\| `{name}` \|.*\| `?{value}`? \|$", readme, re.MULTILINE), name
+
+
+def test_modules_stay_small_and_import_is_light():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "imgsim").rglob("*.py")}
+    assert max(lengths.values()) <= 300, lengths
+    code = "import sys, imgsim; assert not {'torch', 'datasets', 'matplotlib', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_is_unpickled_and_no_remote_code_is_trusted():
+    code = "\n".join(path.read_text() for path in (ROOT / "imgsim").rglob("*.py"))
+    assert not re.search(r"import pickle|torch\.load\(|allow_pickle=True|trust_remote_code=True", code)
