@@ -31,6 +31,8 @@ def write_report(notebooks: Sequence[Path], target: Path) -> None:
     for cell in page.cells:
         if cell.cell_type == "markdown":
             cell.source = FORMULA.sub(as_mathml, LINK.sub(r"\1", BADGE.sub("", cell.source)))
+        else:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # progress bars
     exporter = HTMLExporter(exclude_anchor_links=True, mathjax_url="", require_js_url="")
     html, _ = exporter.from_notebook_node(page, resources={"metadata": {"name": f"imgsim: {target.parent.name}"}})
     with write_whole(target) as beside:

@@ -10,6 +10,7 @@ import nbformat
 import papermill
 import pytest
 
+from imgsim.encoder import load_encoder
 from imgsim.runs import DEFAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,3 +92,13 @@ def test_bootstrap_installs_in_colab_and_does_nothing_elsewhere(tmp_path):
         assert Path(answer.stdout.splitlines()[-1]).is_relative_to(home)
         if place == "colab":
             subprocess.run(["rm", "-rf", target], check=True)
+
+
+@pytest.mark.parametrize("start", ["", "a ViT to fine-tune"])
+def test_checkpoint_notebook_trains_and_saves_at_toy_scale(start, tmp_path, image_folder, checkpoint):
+    settings = {"dataset": str(image_folder), "checkpoint": str(checkpoint) if start else "", "output": str(tmp_path)}
+    settings |= {"epochs": 1, "batch_size": 8}
+    papermill.execute_notebook(str(PATHS[0]), str(tmp_path / "out.ipynb"), settings, progress_bar=False)
+    encoder = load_encoder(tmp_path / "checkpoint", device="cpu")
+    assert encoder.dim == (32 if start else 192)
+    assert encoder.digest != load_encoder(checkpoint, device="cpu").digest

@@ -5,6 +5,7 @@ import socket
 import time
 from pathlib import Path
 
+import httpx
 import huggingface_hub
 import numpy as np
 import pytest
@@ -94,11 +95,11 @@ def test_a_folder_that_is_there_is_taken(kind, tmp_path, monkeypatch):
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused(monkeypatch, refused):
-    class Hub:
-        def repo_info(self, repo, **options):
-            raise RepositoryNotFoundError("404", response=None)
+    def answer(hub, repo, **options):
+        response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co"))
+        raise RepositoryNotFoundError("404", response=response)
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", answer)
     with refused("nobody/nothing"):
         locate("nobody/nothing", "checkpoint")
 

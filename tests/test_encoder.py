@@ -1,0 +1,359 @@
+"""Checkpoints as functions from images to embeddings, with tiny models of random weights."""
+
+import json
+import logging
+import pickle
+import shutil
+from pathlib import Path
+
+import dill
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset, Features, Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTImageProcessorPil, ViTModel
+
+from imgsim import load_encoder
+from imgsim.encoder import Encoder
+
+ALIKE = 1e-5  # float32 sums are rounded differently in batches of another size; embeddings are about 1
+CONVOLUTIONS = {  # configurations small enough to be made at once, and the embeddings' length
+    "ConvNext": ({"hidden_sizes": [8, 12], "depths": [1, 1], "num_stages": 2}, 12),
+    "RegNet": ({"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8}, 16),
+    "ResNet": ({"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}, 16),
+    "MobileNetV1": ({"depth_multiplier": 0.25, "image_size": 32}, 256),
+    "Swin": ({"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}, 16),
+}
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """An empty cache folder for one test."""
+    monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "embeddings"
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    """A copy of the tiny ViT's folder that a test may change."""
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The batches that went through any model in this test, by their size."""
+    sizes, forward = [], Encoder._forward
+
+    def count(encoder, pixels):
+        sizes.append(len(pixels))
+        return forward(encoder, pixels)
+
+    monkeypatch.setattr(Encoder, "_forward", count)
+    return sizes
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_settings(folder, name, **values):
+    settings = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(settings | values))
+
+
+def byte_backed(paths):
+    rows = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+    return Dataset.from_dict({"image": rows}, Features({"image": Image()}))
+
+
+def test_embeddings_are_float32_rows(encoder, images):
+    rows = encoder.embed(images["test"]["image"])
+    assert rows.shape == (9, 32) and rows.dtype == np.float32 and encoder.dim == 32
+    assert np.isfinite(rows).all() and np.unique(rows, axis=0).shape == rows.shape
+
+
+def test_nothing_to_embed_gives_no_rows(encoder, images):
+    assert encoder.embed([]).shape == (0, 32)
+    for _ in range(2):  # the second time from the cache, if from anywhere
+        assert encoder.embed(images["test"].select([])).shape == (0, 32)
+
+
+def test_a_vit_is_pooled_by_its_class_token(checkpoint, encoder, images):
+    model = AutoModel.from_pretrained(checkpoint).eval()
+    pixels = encoder._prepare(images["test"]["image"])
+    with torch.inference_mode():
+        outputs = model(pixels)
+    rows = encoder.embed(images["test"]["image"])
+    np.testing.assert_allclose(rows, outputs.last_hidden_state[:, 0].numpy(), atol=ALIKE)
+    assert np.abs(rows - outputs.pooler_output.numpy()).max() > 0.1
+
+
+def test_two_loads_of_a_vit_give_the_same_embeddings(checkpoint, encoder, images):
+    again = load_encoder(str(checkpoint), device="cpu")
+    poolers = [one.model.pooler.dense.weight for one in (encoder, again)]
+    assert not torch.equal(*poolers)  # drawn at random at every load, so this test can fail
+    np.testing.assert_array_equal(again.embed(images["test"]["image"]), encoder.embed(images["test"]["image"]))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_models_without_a_class_token_are_pooled_over_the_image(name, images, tmp_path):
+    settings, dim = CONVOLUTIONS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**settings)).eval()
+    model.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    encoder = load_encoder(tmp_path, device="cpu")
+    with torch.inference_mode():
+        pooled = model(encoder._prepare(images["test"]["image"])).pooler_output
+    rows = encoder.embed(images["test"]["image"])
+    assert rows.shape == (9, dim) and encoder.dim == dim
+    np.testing.assert_allclose(rows, pooled.flatten(1).numpy(), atol=ALIKE)
+
+
+def test_a_classifier_loads_without_a_word(checkpoint, encoder, images, capfd, caplog):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)  # its own handler may write to a stream that was there before capfd
+    try:
+        load_encoder(checkpoint, device="cpu")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
+def test_loading_leaves_the_level_of_logging_as_it_was(checkpoint):
+    before = transformers.logging.get_verbosity()
+    load_encoder(checkpoint, device="cpu")
+    assert transformers.logging.get_verbosity() == before
+
+
+def test_a_classifier_given_as_a_module_is_embedded_by_its_backbone(checkpoint, encoder, images):
+    model = ViTForImageClassification.from_pretrained(checkpoint)
+    rows = load_encoder(model, "cpu", processor=encoder.processor).embed(images["test"]["image"])
+    np.testing.assert_allclose(rows, encoder.embed(images["test"]["image"]), atol=ALIKE)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9, 100])
+def test_embeddings_do_not_depend_on_the_batch_size(batch_size, encoder, images):
+    sources = images["test"]["image"]
+    np.testing.assert_allclose(encoder.embed(sources, batch_size), encoder.embed(sources, 5), atol=ALIKE)
+
+
+def test_embeddings_do_not_depend_on_the_order(encoder, images):
+    sources, order = list(images["test"]["image"]), np.random.default_rng(0).permutation(9)
+    shuffled = encoder.embed([sources[i] for i in order], 4)
+    np.testing.assert_allclose(shuffled, encoder.embed(sources, 4)[order], atol=ALIKE)
+
+
+def test_paths_bytes_and_pictures_give_the_same_embeddings(encoder, images):
+    paths = images["test"]["image_file_path"]
+    expected = encoder.embed(images["test"]["image"])
+    contents = [Path(path).read_bytes() for path in paths]
+    arrays = [np.asarray(image) for image in images["test"]["image"]]
+    for sources in (paths, contents, arrays):
+        np.testing.assert_array_equal(encoder.embed(list(sources)), expected)
+
+
+def test_a_module_needs_no_processor_where_it_knows_its_folder(checkpoint, encoder, images):
+    rows = load_encoder(AutoModel.from_pretrained(checkpoint), "cpu").embed(images["test"]["image"])
+    np.testing.assert_array_equal(rows, encoder.embed(images["test"]["image"]))
+
+
+def test_a_module_without_a_processor_is_refused(refused):
+    with refused("processor"):
+        load_encoder(torch.nn.Linear(2, 2))
+    with refused("processor"):
+        load_encoder(ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=32)))
+
+
+def test_a_module_from_a_folder_without_processor_settings_is_refused(copy, refused):
+    model = AutoModel.from_pretrained(copy)
+    (copy / "preprocessor_config.json").unlink()
+    with refused(copy):
+        load_encoder(model)
+
+
+def test_a_module_of_ones_own_may_give_its_rows_as_they_are(encoder, images):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 5))
+    own = load_encoder(model, "cpu", processor=encoder.processor)
+    assert own.dim == 5 and own.embed(images["test"]["image"]).shape == (9, 5)
+
+
+def test_a_model_without_a_pooled_output_is_refused(encoder, refused):
+    with refused("Conv2d"):
+        load_encoder(torch.nn.Conv2d(3, 4, 3), "cpu", processor=encoder.processor)
+
+
+def test_the_digest_is_that_of_the_files(copy, encoder):
+    assert load_encoder(copy, device="cpu").digest == encoder.digest  # wherever they lie, whatever the random pooler
+    assert load_encoder(AutoModel.from_pretrained(copy), "cpu").digest == encoder.digest
+
+
+def test_the_digest_changes_with_one_weight(copy, encoder):
+    def change(weights):
+        weights["vit.embeddings.cls_token"][0, 0, 0] += 1e-3
+        return weights
+
+    change_weights(copy, change)
+    assert load_encoder(copy, device="cpu").digest != encoder.digest
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("preprocessor_config.json", {"image_mean": [0.4, 0.5, 0.5]}),
+        ("preprocessor_config.json", {"resample": 3}),
+        ("config.json", {"hidden_act": "relu"}),
+    ],
+)
+def test_the_digest_changes_with_a_setting(file, change, copy, encoder):
+    change_settings(copy, file, **change)
+    assert load_encoder(copy, device="cpu").digest != encoder.digest
+
+
+def test_a_data_set_is_embedded_once(checkpoint, images, own_cache, passes):
+    first, second = (load_encoder(checkpoint, device="cpu") for _ in range(2))
+    passes.clear()  # an encoder finds its dimension by a pass
+    rows = first.embed(images["test"])
+    assert sum(passes) == 9 and len(list(own_cache.iterdir())) == 1
+    np.testing.assert_array_equal(second.embed(images["test"]), rows)
+    assert sum(passes) == 9 and second.images_per_second == first.images_per_second > 0
+
+
+def test_a_cached_data_set_equals_its_images(encoder, images, own_cache):
+    rows = encoder.embed(images["test"]["image"])
+    for _ in range(2):
+        np.testing.assert_array_equal(encoder.embed(images["test"]), rows)
+
+
+def test_a_changed_image_or_order_is_embedded_again(encoder, images, own_cache, passes, draw, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        draw(i).save(path)
+    before = encoder.embed(byte_backed(paths))
+    draw(7).save(paths[1])
+    after = encoder.embed(byte_backed(paths))
+    assert sum(passes) == 6 and (np.abs(after - before).max(axis=1) > 0).tolist() == [False, True, False]
+    np.testing.assert_array_equal(encoder.embed(byte_backed(paths[::-1])), after[::-1])
+
+
+def test_another_checkpoint_is_embedded_again(checkpoint, images, own_cache, save_vit, tmp_path):
+    encoders = [load_encoder(folder, device="cpu") for folder in (checkpoint, save_vit(tmp_path / "other", seed=1))]
+    rows = [encoder.embed(images["test"]) for encoder in encoders]
+    assert np.abs(rows[0] - rows[1]).max() > 0.1
+    for encoder, expected in zip(encoders, rows, strict=True):
+        np.testing.assert_array_equal(encoder.embed(images["test"]), expected)
+
+
+def test_another_precision_is_embedded_again(checkpoint, encoder, images, own_cache):
+    exact = encoder.embed(images["test"])
+    coarse = load_encoder(checkpoint, "cpu", torch.bfloat16).embed(images["test"])
+    assert coarse.dtype == np.float32 and 0 < np.abs(exact - coarse).max() < 0.5
+
+
+@pytest.mark.parametrize("keep", [0, 1, 20, -1, -30], ids="keep {} bytes".format)
+def test_a_cache_file_cut_short_is_made_again(keep, encoder, images, own_cache):
+    rows = encoder.embed(images["test"])
+    (file,) = own_cache.iterdir()
+    file.write_bytes(file.read_bytes()[:keep])
+    np.testing.assert_array_equal(encoder.embed(images["test"]), rows)
+    np.testing.assert_array_equal(np.load(file)["embeddings"], rows)
+
+
+@pytest.mark.parametrize("mark", [b"text", b"PK\1\2", b"\x93NUMPY"])
+def test_a_damaged_cache_file_is_made_again(mark, encoder, images, own_cache):
+    rows = encoder.embed(images["test"])
+    (file,) = own_cache.iterdir()
+    content = file.read_bytes()
+    at = 0 if mark == b"text" else content.index(mark) + len(mark) + 4  # the start, or the bytes after a mark
+    file.write_bytes(content[:at] + b"\xff" * 8 + content[at + 8 :])
+    np.testing.assert_array_equal(encoder.embed(images["test"]), rows)
+
+
+def test_no_pickle_is_read_from_the_cache(encoder, images, own_cache):
+    rows = encoder.embed(images["test"])
+    (file,) = own_cache.iterdir()
+    np.savez(file, embeddings=np.array([{"a": 1}], dtype=object), images_per_second=1.0)
+    np.testing.assert_array_equal(encoder.embed(images["test"]), rows)
+
+
+@pytest.mark.parametrize("pickler", [pickle, dill])
+def test_a_pickled_encoder_is_small_and_loads_again(pickler, encoder, images):
+    content = pickler.dumps(encoder)
+    again = pickler.loads(content)
+    assert len(content) < 10_000 and again.digest == encoder.digest and again.dim == encoder.dim
+    np.testing.assert_array_equal(again.embed(images["test"]["image"]), encoder.embed(images["test"]["image"]))
+
+
+def test_a_pickled_encoder_keeps_its_processor(checkpoint, images):
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])
+    encoder = load_encoder(checkpoint, "cpu", processor=processor)
+    again = pickle.loads(pickle.dumps(encoder))
+    np.testing.assert_array_equal(again.embed(images["test"]["image"]), encoder.embed(images["test"]["image"]))
+
+
+def test_an_encoder_of_a_module_can_be_pickled(encoder, images):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 5))
+    own = load_encoder(model, "cpu", processor=encoder.processor)
+    again = pickle.loads(pickle.dumps(own))
+    np.testing.assert_array_equal(again.embed(images["test"]["image"]), own.embed(images["test"]["image"]))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_a_folder_without_one_of_the_files_is_refused(missing, copy, refused):
+    (copy / missing).unlink()
+    with refused(copy):
+        load_encoder(copy)
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_a_folder_without_a_model_is_refused(folder, tmp_path, refused):
+    (tmp_path / "empty").mkdir()
+    with refused(tmp_path / folder):
+        load_encoder(tmp_path / folder)
+
+
+def test_pickled_weights_are_refused(copy, refused):
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    with refused(copy):
+        load_encoder(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", '{"model_type": "nonsense"}'),
+        ("model.safetensors", "text"),
+        ("preprocessor_config.json", "{"),
+    ],
+)
+def test_a_broken_checkpoint_is_refused(file, content, copy, refused):
+    (copy / file).write_text(content)
+    with refused(copy):
+        load_encoder(copy)
+
+
+def test_weights_of_another_shape_are_refused(copy, refused):
+    change_weights(copy, lambda weights: weights | {"vit.embeddings.cls_token": torch.zeros(1, 1, 16)})
+    with refused(copy):
+        load_encoder(copy)
+
+
+@pytest.mark.parametrize("lost", ["vit.layernorm.weight", "vit."])
+def test_a_backbone_is_never_filled_up_with_random_weights(lost, copy, refused):
+    change_weights(copy, lambda weights: {name: value for name, value in weights.items() if not name.startswith(lost)})
+    with refused(copy):
+        load_encoder(copy)
+
+
+@pytest.mark.parametrize(("name", "dim"), [("mobilenet-v1-025", 256), ("mobilenet-v1-075", 768)])
+def test_real_checkpoints(name, dim, real):
+    encoder = load_encoder(real / name, device="cpu")
+    photographs = sorted((real / "beans" / "test").rglob("*.jpg"))[::20]
+    rows = encoder.embed(photographs)
+    assert rows.shape == (len(photographs), dim) and encoder.dim == dim
+    np.testing.assert_allclose(encoder.embed(photographs, 2), rows, atol=1e-4)  # values up to 6, many layers
