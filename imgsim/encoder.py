@@ -118,7 +118,7 @@ class Encoder:
         images: a data set with a column `image`, whose embeddings are cached, or a sequence of anything that
         `open_image` takes.
         """
-        if not isinstance(images, Dataset):
+        if not isinstance(images, Dataset) or not len(images):
             return self._embed(images, batch_size)
         sources = images.cast_column("image", Image(decode=False))["image"]
         key = f"{fingerprint(images)}-{self.digest}-{str(self.dtype).rpartition('.')[2]}"
@@ -127,7 +127,8 @@ class Encoder:
             with np.load(file) as kept:
                 self.images_per_second = float(kept["images_per_second"])
                 return kept["embeddings"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged: made again
+        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
+            # Not there, or damaged: made again.
             embeddings = self._embed(sources, batch_size)
         with write_whole(file) as beside, open(beside, "wb") as stream:
             np.savez(stream, embeddings=embeddings, images_per_second=self.images_per_second)
@@ -166,21 +167,31 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None) 
             name = getattr(checkpoint, "name_or_path", "")
             if not name:
                 raise ValueError("A model given as a module needs its image processor: processor=...")
-            processor = AutoImageProcessor.from_pretrained(locate(name, "checkpoint"), backend="pil")
+            try:
+                processor = AutoImageProcessor.from_pretrained(locate(name, "checkpoint"), backend="pil")
+            except OSError as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise ValueError(f"{name!r} has no image processor: {reason}") from error
         return Encoder(checkpoint, processor, device, dtype)
     folder = BUILTIN if checkpoint == "builtin" else locate(str(checkpoint), "checkpoint")
     try:
         with quiet():
-            model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+            model, report = AutoModel.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+            missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+            if missing:
+                raise ValueError(f"its weights lack {len(missing)} of the model's, such as {missing[0]}")
+            origin = (str(checkpoint), device, dtype, processor)
             processor = processor or AutoImageProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"checkpoint {str(checkpoint)!r} cannot be loaded as a vision model: {reason}") from error
-    return Encoder(model, processor, device, dtype, origin=(str(checkpoint), device, dtype))
+    return Encoder(model, processor, device, dtype, origin=origin)
 
 
-def load_in_worker(checkpoint: str, device, dtype) -> Encoder:
+def load_in_worker(checkpoint: str, device, dtype, processor) -> Encoder:
     """Load an encoder that was pickled by its name."""
     if os.getpid() != PROCESS:
         torch.set_num_threads(1)  # a forked process that starts OpenMP's threads again hangs for ever
-    return load_encoder(checkpoint, device, dtype)
+    return load_encoder(checkpoint, device, dtype, processor)

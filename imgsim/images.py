@@ -35,19 +35,18 @@ def open_image(source) -> PIL.Image.Image:
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     if isinstance(source, (str, os.PathLike)):
         name, source = str(source), Path(source).expanduser()
-    elif isinstance(source, np.ndarray):
-        source = PIL.Image.fromarray(source)
     try:
+        source = PIL.Image.fromarray(source) if isinstance(source, np.ndarray) else source
         image = source if isinstance(source, PIL.Image.Image) else None
         if image is None:
             image = PIL.Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        image = PIL.ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits: pillow's own conversion clips where it should scale
             image = PIL.Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-        image = PIL.ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("RGB")
-    except UNREADABLE as error:
+    except (*UNREADABLE, TypeError, AttributeError) as error:
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
@@ -88,11 +87,13 @@ def load_folder(folder: Path) -> DatasetDict:
             f"dataset {str(folder)!r}: the folder holds no readable image ({', '.join(sorted(SUFFIXES))})."
         )
 
-    has_splits = all(len(part) > 1 and part[0].lower() in SPLIT_NAMES for part in parts.values())
-    rows = [
-        (SPLIT_NAMES[part[0].lower()], path, part[1:]) if has_splits else ("train", path, part)
-        for path, part in parts.items()
-    ]
+    places = {path: SPLIT_NAMES.get(part[0].lower()) if len(part) > 1 else None for path, part in parts.items()}
+    if {"train"} < set(places.values()) - {None} or None not in places.values():
+        rows = [(places[path], path, part[1:]) for path, part in parts.items() if places[path]]
+        if len(rows) < len(parts):
+            print(f"Left out {len(parts) - len(rows)} images that lie outside the folders of the splits.")
+    else:
+        rows = [("train", path, part) for path, part in parts.items()]
     labelled = all(len(part) > 1 for _, _, part in rows)
     features = {"image_file_path": Value("string"), "image": Image()}
     if labelled:

@@ -27,13 +27,14 @@ def compute_hash(encoder, projection: Projection) -> Callable[[dict], dict]:
     """
 
     def pp(example_batch: dict) -> dict:
-        embeddings = normalise(encoder.embed(example_batch["image"]))
+        # From a copy: map writes back, encoded again, every column that was decoded in the batch itself.
+        embeddings = normalise(encoder.embed(example_batch.copy()["image"]))
         return {"hashes": projection(embeddings).astype(np.uint64)}
 
     return pp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Mapping's comparison, which knows other mappings
 class Matches(Mapping):
     """The ranked answer to one query, best first; also a mapping {"id_label": overlap}, as in the article.
 
@@ -96,7 +97,8 @@ class BuildLSHTable:
         if self.encoder and dim not in (None, self.encoder.dim):
             raise ValueError(f"dim is {dim}, but this model's embeddings have {self.encoder.dim} dimensions.")
         self.dim = self.encoder.dim if self.encoder else dim
-        self.batch_size, self.hash_size, self.num_tables, self.seed = batch_size, hash_size, num_tables, seed
+        settings = (int(value) for value in (batch_size, hash_size, num_tables, seed))
+        self.batch_size, self.hash_size, self.num_tables, self.seed = settings
         self._clear()
 
     def _clear(self) -> None:
@@ -123,10 +125,13 @@ class BuildLSHTable:
         if not len(embeddings):
             raise ValueError("There is nothing to build an index from: the embeddings have no rows.")
         ids = np.arange(len(embeddings)) if ids is None else np.asarray(ids)
-        if len(np.unique(ids)) != len(embeddings):
-            raise ValueError(f"{len(embeddings)} embeddings need as many different ids.")
+        if len(np.unique(ids)) != len(embeddings) or ids.dtype.kind not in "iu" or ids.min() < 0:
+            raise ValueError(f"{len(embeddings)} embeddings need as many different ids, whole numbers from 0 on.")
+        if labels is not None and np.shape(labels) != (len(embeddings),):
+            raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {np.shape(labels)}.")
         start = time.perf_counter()
         self._clear()
+        self.dim = embeddings.shape[1]
         self.embeddings = normalise(embeddings)
         self.projection = Projection.fit(self.embeddings, self.hash_size, self.num_tables, self.seed)
         self.lsh.add(ids, self.projection(self.embeddings), labels)
@@ -174,9 +179,9 @@ class BuildLSHTable:
 
     def _check(self, embeddings) -> np.ndarray:
         embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
-        self.dim = self.dim or embeddings.shape[-1]
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
-            raise ValueError(f"Embeddings of shape (n, {self.dim}) are needed, not {embeddings.shape}.")
+        dim = self.dim or embeddings.shape[-1]
+        if embeddings.ndim != 2 or embeddings.shape[1] != dim:
+            raise ValueError(f"Embeddings of shape (n, {dim}) are needed, not {embeddings.shape}.")
         if not np.isfinite(embeddings).all():
             raise ValueError("The embeddings hold values that are not finite numbers.")
         return embeddings
@@ -209,6 +214,8 @@ class BuildLSHTable:
                 f"The index {str(folder)!r} was made with the checkpoint {made_with['name']!r}, not with "
                 f"{index.encoder.name!r} as it is now: load it with that one, or build it again."
             )
+        if arrays["planes"].shape != (index.num_tables, index.dim, index.hash_size):
+            raise ValueError(f"The index {str(folder)!r} is damaged: manifest and planes contradict each other.")
         index.projection = Projection(arrays["planes"], arrays["mean"])
         index.embeddings, index.build_seconds = arrays["embeddings"], manifest.get("build_seconds")
         index.lsh.add(arrays["ids"], arrays["codes"], arrays["labels"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from imgsim.hashing import check_settings
+from imgsim.images import candidates_and_queries, fingerprint, load_images
 from imgsim.report import write_report
 from imgsim.store import locate, write_json
 
@@ -67,20 +68,21 @@ def run_name(settings: dict) -> str:
 
 
 def find_inputs(settings: dict) -> tuple[dict, dict]:
-    """Find data set and checkpoint before anything runs: the settings with whole paths, the Hub's commits."""
-    settings, commits = dict(settings), {}
+    """Find images and checkpoint before anything runs: the settings with whole paths, digests and commits."""
+    settings, found = dict(settings), {}
     for kind in ("dataset", "checkpoint"):
         if settings[kind] == "builtin":
             continue
         folder = locate(settings[kind], kind)
         if folder.parent.name == "snapshots":  # the Hub's cache: its folders are named by commit
-            commits[kind] = folder.name
+            found[f"{kind}_commit"] = folder.name
         else:
             settings[kind] = str(folder)
-        wanted = ("*.safetensors", "*.json") if kind == "checkpoint" else ("*",)
-        if not all(any(folder.glob(pattern)) for pattern in wanted):
-            raise ValueError(f"{kind} {str(folder)!r}: the folder holds no {' and '.join(wanted)} files.")
-    return settings, commits
+        if kind == "checkpoint" and not ((folder / "config.json").exists() and any(folder.glob("*.safetensors"))):
+            raise ValueError(f"checkpoint {str(folder)!r}: there is no config.json with safetensors weights beside it.")
+    splits = candidates_and_queries(load_images(settings["dataset"]), settings["seed"])
+    found |= dict(zip(("candidates", "queries"), map(fingerprint, splits), strict=True))
+    return settings, found
 
 
 def environment() -> dict:
@@ -101,13 +103,21 @@ def environment() -> dict:
 @contextmanager
 def replacing(folder: Path) -> Iterator[None]:
     """An empty folder to work in. What it held before comes back, and the work goes beside it, on an error."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "run.json").exists():
-        raise ValueError(f"{str(folder)!r} holds other files: a run wants a folder of its own (--output).")
     before, failed = (folder.with_name(f"{folder.name}.{word}") for word in ("before", "failed"))
-    shutil.rmtree(failed, ignore_errors=True)
-    if folder.exists():
-        folder.replace(before)
-    folder.mkdir(parents=True)
+    ours = any((folder / name).exists() for name in ("run.json", f"{NOTEBOOKS[0]}.ipynb"))
+    if folder.exists() and any(folder.iterdir()) and not ours:
+        raise ValueError(f"{str(folder)!r} holds other files: a run wants a folder of its own (--output).")
+    try:
+        shutil.rmtree(failed, ignore_errors=True)
+        if before.exists():  # an earlier run was killed: what it meant to replace is still whole
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.exists():
+            folder.replace(before)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(
+            f"{str(folder)!r} cannot be written to ({error.strerror}): name another (--output)."
+        ) from error
     try:
         yield
     except BaseException:
@@ -127,7 +137,7 @@ def execute(name: str, settings: dict, folder: Path) -> Path:
     parameters = {key: value for key, value in settings.items() if key in known}
     quiet = ["--IPKernelApp.log_level=ERROR"]  # kernels talk on this machine only, and warn that they do
     papermill.execute_notebook(
-        str(source), str(target), parameters, cwd=str(folder), kernel_name="python3", extra_arguments=quiet
+        str(source), str(target), parameters, cwd=str(ROOT), kernel_name="python3", extra_arguments=quiet
     )
     return target
 
@@ -138,12 +148,12 @@ def run(settings: dict, output=None) -> Path:
     Raises ValueError or ConnectionError, before anything is run or written, where a setting, the data set or
     the checkpoint is wrong, and PapermillExecutionError where a notebook fails.
     """
-    settings, commits = find_inputs(check(settings))
+    settings, found = find_inputs(check(settings))
     folder = Path(output).expanduser().resolve() if output else ROOT / "outputs" / run_name(settings)
     with replacing(folder):
         executed = [execute(name, settings | {"output": str(folder)}, folder) for name in NOTEBOOKS]
         write_report(executed, folder / "report.html")
-        digests = json.loads((folder / "index" / "manifest.json").read_text())
-        found = {"commits": commits, "checkpoint": digests["encoder"]["digest"], "index": digests["arrays"]}
+        manifest = json.loads((folder / "index" / "manifest.json").read_text())
+        found |= {"checkpoint": manifest["encoder"]["digest"], "index": manifest["arrays"]}
         write_json(folder / "run.json", {"settings": settings, "digests": found, "environment": environment()})
     return folder

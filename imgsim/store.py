@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def write_json(path, content) -> None:
 def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays and then the manifest that names them; until its rename what lay there before stays whole."""
     folder = Path(folder)
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+    own = re.compile(rf"\.?[\d-]*({'|'.join(arrays)})-[0-9a-f]{{16}}\.npy")
+    if folder.exists() and not ours(folder) and not all(own.fullmatch(path.name) for path in folder.iterdir()):
         raise ValueError(f"{str(folder)!r} holds other files: an index wants a folder of its own.")
     folder.mkdir(parents=True, exist_ok=True)
     digests = {name: digest_of(array) for name, array in arrays.items()}
@@ -59,7 +61,16 @@ def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray]) -> None:
     libraries = {name: version(name) for name in ("numpy", "torch", "transformers")}
     write_json(folder / MANIFEST, {"format": FORMAT} | manifest | {"versions": libraries, "arrays": digests})
     for stale in set(folder.glob("*.npy")) - set(files):
-        stale.unlink()
+        if own.fullmatch(stale.name):
+            stale.unlink()
+
+
+def ours(folder: Path) -> bool:
+    """Whether a folder's manifest is one that `write_arrays` wrote."""
+    try:
+        return "arrays" in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def read_arrays(folder, settings: Iterable[str], names: Iterable[str]) -> tuple[dict, dict[str, np.ndarray]]:
@@ -80,7 +91,7 @@ def read_arrays(folder, settings: Iterable[str], names: Iterable[str]) -> tuple[
     for name, (file, digest) in files.items():
         try:
             arrays[name] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError, SyntaxError, TokenError):
             arrays[name] = None
         if arrays[name] is None or digest_of(arrays[name]) != digest:
             raise ValueError(f"The index is damaged: {str(file)!r} is missing, cut short or changed; build it again.")
@@ -88,7 +99,9 @@ def read_arrays(folder, settings: Iterable[str], names: Iterable[str]) -> tuple[
 
 
 def digest_of(array: np.ndarray) -> str:
-    return blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest()
+    digest = blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=8)
+    digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def locate(name: str, kind: str) -> Path:

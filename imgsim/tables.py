@@ -60,7 +60,7 @@ class Table(Mapping):
 
     def add(self, id, code, label=None) -> None:
         """Add one entry, or whole arrays of ids, codes and labels, each (n,)."""
-        codes = self.check(np.atleast_1d(code))
+        codes = np.atleast_1d(self.check(code))
         if codes.shape != np.atleast_1d(id).shape:
             raise ValueError(f"{np.size(id)} ids came with codes of shape {codes.shape}: one code each is needed.")
         self.insert(self.entries.add(id, label), codes)
@@ -71,7 +71,8 @@ class Table(Mapping):
 
     def check(self, codes) -> np.ndarray:
         """The codes in this table's type; a ValueError where one needs more than `hash_size` bits."""
-        codes = np.asarray(codes)
+        # A list goes through objects: numpy turns a list of ints on both sides of 2^63 into floats.
+        codes = codes if isinstance(codes, (np.ndarray, np.generic)) else np.array(codes, dtype=object)
         if codes.size and (int(codes.min()) < 0 or int(codes.max()) >> self.hash_size):
             raise ValueError(f"Codes must lie between 0 and 2^{self.hash_size} - 1, as hash_size bits give them.")
         return codes.astype(code_dtype(self.hash_size))
@@ -93,7 +94,7 @@ class Table(Mapping):
 
     def query(self, code) -> list[dict[str, str]]:
         """The entries in the bucket of this code (or of several, one after another); [] where there is none."""
-        rows = np.concatenate([self.rows(one) for one in self.check(np.atleast_1d(code))])
+        rows = np.concatenate([self._rows[:0], *(self.rows(one) for one in np.atleast_1d(self.check(code)))])
         return [{"id_label": self.entries.id_label(row)} for row in rows]
 
     def bucket_sizes(self) -> np.ndarray:
@@ -101,7 +102,10 @@ class Table(Mapping):
         return np.unique(self.sorted()[0], return_counts=True)[1]
 
     def __contains__(self, code) -> bool:
-        return len(self.rows(code)) > 0
+        try:
+            return len(self.rows(self.check(code))) > 0
+        except ValueError:
+            return False
 
     def __getitem__(self, code) -> list[dict[str, str]]:
         if code not in self:
@@ -149,8 +153,10 @@ class LSH:
 
     def query(self, codes) -> list[dict[str, str]]:
         """The entries of all buckets that codes (L,) fall into: one that shares three buckets comes three times."""
-        columns = self.check(codes)[0].tolist()
-        return [entry for table, code in zip(self.tables, columns, strict=True) for entry in table.query(code)]
+        codes = self.check(codes)
+        if len(codes) != 1:
+            raise ValueError(f"query takes the codes of one image, not of {len(codes)}.")
+        return [entry for table, code in zip(self.tables, codes[0], strict=True) for entry in table.query(code)]
 
     def candidates(self, codes) -> tuple[np.ndarray, np.ndarray]:
         """All entries that share a bucket with codes (L,): their rows (c,), and in how many tables they do (c,)."""

@@ -1,6 +1,7 @@
 """Whole runs through the command line, at toy scale: what they leave behind, and what they refuse."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -67,14 +68,15 @@ def test_unlabelled_images_run_with_null_for_what_needs_labels(tmp_path, draw, c
     assert metrics["queries"] == 1 and 0 <= metrics["recall_at_10"] <= 1
 
 
-def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, draw, checkpoint, capsys):
-    folder, lonely = tmp_path / "run", tmp_path / "lonely"
-    folder.mkdir(), lonely.mkdir()
+def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, image_folder, checkpoint, capsys):
+    folder, broken = tmp_path / "run", tmp_path / "broken"
+    folder.mkdir()
     (folder / "run.json").write_text("{}")
-    draw(0).save(lonely / "only.png")
-    code = main(["run", "--dataset", str(lonely), "--checkpoint", str(checkpoint), "--output", str(folder)])
+    shutil.copytree(checkpoint, broken)
+    (broken / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:1000])
+    code = main(["run", "--dataset", str(image_folder), "--checkpoint", str(broken), "--output", str(folder)])
     assert code == 1 and [path.name for path in folder.iterdir()] == ["run.json"]
-    assert "at least two images" in capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be loaded as a vision model" in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / "run.failed" / "01_embeddings.ipynb").exists()
 
 
@@ -83,6 +85,7 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
     [
         (["--dataset", "/nowhere/photos"], "/nowhere/photos"),
         (["--dataset", "EMPTY"], "EMPTY"),
+        (["--dataset", "LONELY"], "at least two images"),
         (["--checkpoint", "EMPTY"], "EMPTY"),
         (["--checkpoint", "nobody/nothing"], "builtin"),
         (["--dataset", "nobody/nothing"], "builtin"),
@@ -95,9 +98,11 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
         (["--params", "WRONG"], "hash_size"),
     ],
 )
-def test_bad_input_is_one_sentence_before_anything_is_written(options, named, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_sentence_before_anything_is_written(options, named, tmp_path, draw, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "LONELY").mkdir()
+    draw(0).save(tmp_path / "LONELY" / "only.png")
     (tmp_path / "MISSPELT").write_text("hash_sise: 8\n")
     (tmp_path / "WRONG").write_text("hash_size: '8'\n")
     monkeypatch.chdir(tmp_path)
@@ -131,3 +136,14 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     with pytest.raises(ValueError, match="other files"), replacing(tmp_path):
         pass
     assert (tmp_path / "thesis.doc").exists()
+
+
+def test_a_killed_run_is_cleared_away_and_what_it_meant_to_replace_is_kept(tmp_path):
+    folder, before = tmp_path / "run", tmp_path / "run.before"
+    folder.mkdir(), before.mkdir()
+    (folder / "01_embeddings.ipynb").touch()  # half a run
+    (before / "run.json").touch()  # the whole one that it would have replaced
+    with pytest.raises(KeyboardInterrupt), replacing(folder):
+        assert not any(folder.iterdir())
+        raise KeyboardInterrupt
+    assert (folder / "run.json").exists() and not before.exists()
