@@ -6,6 +6,7 @@ Shapes: n embeddings of d dimensions, k bits a table (`hash_size`), L tables (`n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,13 +31,17 @@ def code_dtype(hash_size: int) -> np.dtype:
 
 
 def draw_planes(dim: int, hash_size: int, num_tables: int, seed: int = 0) -> np.ndarray:
-    """Draw the normals of random hyperplanes, independently for every table.
+    """Draw the normals of random hyperplanes, other ones for every table.
 
-    Returns (L, d, k) float32, standard normal: directions uniform on the sphere (Charikar 2002).
+    Returns (L, d, k) float32. Up to d planes in a row are orthogonal to one another, across tables too: each one
+    still has a uniformly random direction (Charikar 2002), but together they spread more evenly (Ji et al. 2012).
     """
     check_settings(hash_size, num_tables)
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((num_tables, dim, hash_size), dtype=np.float32)
+    count = hash_size * num_tables
+    turns = [np.linalg.qr(rng.standard_normal((dim, dim)))[0] for _ in range(-(-count // dim))]
+    planes = np.concatenate(turns, axis=1)[:, :count].astype(np.float32)
+    return np.ascontiguousarray(planes.reshape(dim, num_tables, hash_size).transpose(1, 0, 2))
 
 
 def pack_bits(bits: np.ndarray) -> np.ndarray:
@@ -54,22 +59,13 @@ def bool2int(bits) -> int:
     return int(pack_bits(np.asarray(bits)))
 
 
-def hash_func(embeddings, planes: np.ndarray, offset=0.0) -> np.ndarray:
+def hash_func(embeddings, planes: np.ndarray) -> np.ndarray:
     """Project embeddings at random and keep the signs as codes.
 
     embeddings (n, d), or one of shape (d,); planes (d, k) give codes (n,), planes (L, d, k) give (n, L).
-    A bit is 1 where the projection lies above `offset` (a number, or one for each plane).
     """
-    embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
-    if embeddings.shape[1] != planes.shape[-2]:
-        raise ValueError(f"Embeddings have {embeddings.shape[1]} dimensions, the planes {planes.shape[-2]}.")
-    directions = np.moveaxis(planes, -2, 0)  # (d, k) or (d, L, k)
-    flat = directions.reshape(len(directions), -1)
-    blocks = [
-        pack_bits((rows @ flat).reshape(-1, *directions.shape[1:]) > offset)
-        for rows in np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))
-    ]
-    return np.concatenate(blocks)
+    codes = Projection(planes[None] if planes.ndim == 2 else planes, np.zeros(planes.shape[-2], np.float32))(embeddings)
+    return codes[:, 0] if planes.ndim == 2 else codes
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,35 @@ class Projection:
         planes = draw_planes(embeddings.shape[1], hash_size, num_tables, seed)
         return cls(planes, embeddings.mean(axis=0, dtype=np.float64).astype(np.float32))
 
+    @cached_property
+    def _flat(self) -> tuple[np.ndarray, np.ndarray]:
+        # (x - mean) . plane is x . plane - mean . plane: no centred copy of the embeddings is made.
+        flat = np.ascontiguousarray(self.planes.transpose(1, 0, 2).reshape(len(self.mean), -1))
+        return flat, self.mean @ flat
+
+    def margins(self, embeddings) -> np.ndarray:
+        """How far embeddings (n, d) lie from each plane and on which side: (n, L, k) float32."""
+        embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
+        if embeddings.shape[1] != len(self.mean):
+            raise ValueError(f"Embeddings have {embeddings.shape[1]} dimensions, the planes {len(self.mean)}.")
+        flat, offset = self._flat
+        return (embeddings @ flat - offset).reshape(len(embeddings), len(self.planes), -1)
+
+    def bits(self, embeddings) -> np.ndarray:
+        """The sides on which embeddings (n, d) lie: (n, L, k) bool, computed block by block."""
+        embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
+        blocks = np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))
+        return np.concatenate([self.margins(rows) > 0 for rows in blocks])
+
     def __call__(self, embeddings) -> np.ndarray:
         """Hash embeddings (n, d), or one of shape (d,), into codes (n, L)."""
-        # (x - mean) . plane > 0 is x . plane > mean . plane: no centred copy of the embeddings is made.
-        return hash_func(embeddings, self.planes, offset=np.einsum("d,ldk->lk", self.mean, self.planes))
+        return pack_bits(self.bits(embeddings))
+
+
+def signatures(bits: np.ndarray) -> np.ndarray:
+    """All bits of all tables side by side, (n, L, k) bool packed into (n, words) uint64, for Hamming distances."""
+    packed = np.packbits(bits.reshape(len(bits), -1), axis=1, bitorder="little")
+    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
 
 
 def collision_probability(angle, hash_size: int = 1, num_tables: int = 1):
