@@ -31,17 +31,13 @@ def code_dtype(hash_size: int) -> np.dtype:
 
 
 def draw_planes(dim: int, hash_size: int, num_tables: int, seed: int = 0) -> np.ndarray:
-    """Draw the normals of random hyperplanes, other ones for every table.
+    """Draw the normals of random hyperplanes, independently for every table.
 
-    Returns (L, d, k) float32. Up to d planes in a row are orthogonal to one another, across tables too: each one
-    still has a uniformly random direction (Charikar 2002), but together they spread more evenly (Ji et al. 2012).
+    Returns (L, d, k) float32, standard normal: directions uniform on the sphere (Charikar 2002).
     """
     check_settings(hash_size, num_tables)
     rng = np.random.default_rng(seed)
-    count = hash_size * num_tables
-    turns = [np.linalg.qr(rng.standard_normal((dim, dim)))[0] for _ in range(-(-count // dim))]
-    planes = np.concatenate(turns, axis=1)[:, :count].astype(np.float32)
-    return np.ascontiguousarray(planes.reshape(dim, num_tables, hash_size).transpose(1, 0, 2))
+    return rng.standard_normal((num_tables, dim, hash_size), dtype=np.float32)
 
 
 def pack_bits(bits: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,14 @@ from datasets import Dataset
 from imgsim.evaluation import normalise
 from imgsim.hashing import Projection, check_settings
 from imgsim.images import labels_of
+from imgsim.kernels import search_block
+from imgsim.search import Candidates
 from imgsim.store import read_arrays, write_arrays
 from imgsim.tables import LSH
 
-SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "seed")
-ARRAYS = ("planes", "mean", "ids", "labels", "codes", "embeddings")
+SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "seed", "probes", "rerank")
+DRIFT = 0.25  # of the spread: from here on the planes no longer divide the candidates evenly
+ARRAYS = ("planes", "mean", "ids", "labels", "signatures", "embeddings")
 
 
 def compute_hash(encoder, projection: Projection) -> Callable[[dict], dict]:
@@ -74,11 +79,16 @@ class SearchResult:
 
 
 class BuildLSHTable:
-    """An image index: hash tables to find candidates, exact cosines to rank them.
+    """An image index. A search has three stages, each with its own switch:
+
+    1. look-up: the candidates in the query's bucket of each table and, for every table, in `probes` more buckets,
+       those that lie nearest to the query over all tables (query-directed multi-probe, Lv et al. 2007);
+    2. ranking: the candidates are ordered by the Hamming distance of their signatures, all bits of all tables;
+    3. comparison: the `rerank` first of them (None: all) are compared with the query by their exact cosine.
 
     model: a module (with its `processor`), a checkpoint (see `load_encoder`), an Encoder, or None where only
     embeddings are used. dim: the embeddings' length; taken from the model or the first embeddings where left
-    out. The projection is fixed at the first build and drawn from `seed`.
+    out. The projection is fixed at the first build and drawn from `seed`; probes and rerank may be set at any time.
     """
 
     def __init__(
@@ -91,6 +101,8 @@ class BuildLSHTable:
         *,
         processor=None,
         seed: int = 0,
+        probes: int = 8,
+        rerank: int | None = 200,
     ):
         check_settings(hash_size, num_tables)
         self.encoder = as_encoder(model, processor)
@@ -99,16 +111,27 @@ class BuildLSHTable:
         self.dim = self.encoder.dim if self.encoder else dim
         settings = (int(value) for value in (batch_size, hash_size, num_tables, seed))
         self.batch_size, self.hash_size, self.num_tables, self.seed = settings
-        self._clear()
-
-    def _clear(self) -> None:
-        self.lsh = LSH(self.hash_size, self.num_tables)
-        self.projection: Projection | None = None
-        self.embeddings: np.ndarray | None = None
+        self.probes, self.rerank = probes, rerank
+        self._candidates: Candidates | None = None
         self.build_seconds: float | None = None  # projection, codes and tables
 
     def __len__(self) -> int:
-        return len(self.lsh)
+        return len(self._built().lsh) if self._candidates else 0
+
+    @property
+    def lsh(self) -> LSH:
+        """The hash tables."""
+        return self._built().lsh
+
+    @property
+    def projection(self) -> Projection:
+        """Planes and mean, fixed at the first build."""
+        return self._built().projection
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """The candidates as unit rows (n, d)."""
+        return self._built().points
 
     def build(self, ds: Dataset) -> BuildLSHTable:
         """Embed, hash and store the images of one split, ids being their positions in it; returns the index."""
@@ -125,57 +148,79 @@ class BuildLSHTable:
         if not len(embeddings):
             raise ValueError("There is nothing to build an index from: the embeddings have no rows.")
         ids = np.arange(len(embeddings)) if ids is None else np.asarray(ids)
-        if len(np.unique(ids)) != len(embeddings) or ids.dtype.kind not in "iu" or ids.min() < 0:
-            raise ValueError(f"{len(embeddings)} embeddings need as many different ids, whole numbers from 0 on.")
-        if labels is not None and np.shape(labels) != (len(embeddings),):
-            raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {np.shape(labels)}.")
+        self._check_entries(embeddings, ids, labels)
         start = time.perf_counter()
-        self._clear()
-        self.dim = embeddings.shape[1]
-        self.embeddings = normalise(embeddings)
-        self.projection = Projection.fit(self.embeddings, self.hash_size, self.num_tables, self.seed)
-        self.lsh.add(ids, self.projection(self.embeddings), labels)
-        self.lsh.sort()
+        points = normalise(embeddings)
+        candidates = Candidates(Projection.fit(points, self.hash_size, self.num_tables, self.seed))
+        candidates.insert(points, ids, labels)
+        candidates.lsh.arrays()
+        self.dim, self._candidates = embeddings.shape[1], candidates
         self.build_seconds = time.perf_counter() - start
+        self._warm_up()
         return self
 
-    def rank(self, embedding, code) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the tables return for one normalised query (d,) and its codes (L,), best first: rows (c,), in
-        how many tables each shares the query's bucket (c,), and their cosines (c,)."""
-        rows, votes = self.lsh.candidates(code)
-        cosines = self.embeddings[rows] @ embedding
-        order = np.lexsort((rows, -cosines))
-        return rows[order], votes[order], cosines[order]
+    def add(self, embeddings, labels=None, ids=None) -> None:
+        """Add embeddings (n, d) under the projection as it is; ids (n,) by default go on where the largest ends."""
+        embeddings, known = self._check(embeddings), self.lsh.entries.ids
+        first = known.max(initial=-1) + 1
+        ids = np.arange(first, first + len(embeddings)) if ids is None else np.atleast_1d(ids)
+        self._check_entries(embeddings, ids, labels)
+        if np.isin(ids, known).any():
+            raise ValueError(f"The id {ids[np.isin(ids, known)][0]} is in the index already; remove it first.")
+        self._built().insert(normalise(embeddings), ids, labels)
+        spread = np.sqrt(max(1 - np.square(self.projection.mean).sum(), 1e-6))
+        drift = np.linalg.norm(self.embeddings.mean(axis=0) - self.projection.mean) / spread
+        if drift > DRIFT:
+            warnings.warn(
+                f"The embeddings' mean has moved by {drift:.0%} of their spread since the projection was fixed; "
+                "build the index again to centre it anew.",
+                stacklevel=2,
+            )
+
+    def remove(self, ids) -> None:
+        """Remove entries by their ids (n,)."""
+        ids, known = np.atleast_1d(ids), self.lsh.entries.ids
+        if not np.isin(ids, known).all():
+            raise ValueError(f"There is no id {ids[~np.isin(ids, known)][0]} in the index.")
+        self._built().keep(~np.isin(known, ids))
+
+    def _warm_up(self) -> None:
+        """Compile the search now, and say so where it has not been compiled on this machine yet."""
+        kept = Path(search_block._cache.cache_path)
+        if not any(kept.glob("kernels.search_block*.nbi")):
+            print("Compiling the search, once on this machine (some ten seconds).", file=sys.stderr)
+        self._built().search(self.embeddings[:1], 1, self.probes, self.rerank)
 
     def search(self, embeddings, top_k: int = 10) -> SearchResult:
-        """Find the nearest candidates of every query (m, d), by exact cosine among those the tables return."""
-        embeddings = normalise(self._check(embeddings))
-        ids = np.full((len(embeddings), top_k), -1, np.int64)
-        cosines = np.full((len(embeddings), top_k), np.nan, np.float32)
-        seen = np.zeros(len(embeddings), np.int64)
-        for i, (embedding, code) in enumerate(zip(embeddings, self._codes(embeddings), strict=True)):
-            rows, _, values = self.rank(embedding, code)
-            found = min(len(rows), top_k)
-            ids[i, :found], cosines[i, :found] = self.lsh.entries.ids[rows[:top_k]], values[:top_k]
-            seen[i] = len(rows)
-        return SearchResult(ids, cosines, seen, seen)
+        """Find the nearest candidates of every query (m, d); what is seen of them, the stages decide."""
+        points = normalise(self._check(embeddings))
+        rows, cosines, seen, compared = self._built().search(points, top_k, self.probes, self.rerank)
+        ids = np.where(rows >= 0, self.lsh.entries.ids[rows], -1) if len(self) else rows
+        return SearchResult(ids, cosines, seen, compared)
 
     def query(self, image, top_k: int | None = 5, verbose: bool = True) -> Matches:
         """Find the images most similar to one image (a path, bytes, a PIL image or an array); top_k None: all."""
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use search.")
-        embedding = normalise(self._check(self.encoder.embed([image])))
-        rows, votes, cosines = self.rank(embedding[0], self._codes(embedding)[0])
+        point, candidates = normalise(self._check(self.encoder.embed([image]))), self._built()
+        best = candidates.search(point, len(self) if top_k is None else top_k, self.probes, self.rerank)
+        rows, cosines, seen, compared = (array[0] for array in best)
         if verbose:
-            print("Matches:", len(rows))
-        best, entries = rows[:top_k], self.lsh.entries
-        overlap = votes[:top_k] / self.num_tables
-        return Matches(entries.ids[best], entries.labels[best], overlap, cosines[:top_k], len(rows))
+            print("Matches:", seen)
+        rows, entries = rows[:compared], self.lsh.entries
+        overlap = candidates.overlap(point, rows)
+        return Matches(entries.ids[rows], entries.labels[rows], overlap, cosines[:compared], int(seen))
 
-    def _codes(self, embeddings: np.ndarray) -> np.ndarray:
-        if self.projection is None:
+    def _built(self) -> Candidates:
+        if self._candidates is None:
             raise ValueError("The index is empty: call build or build_from_embeddings first.")
-        return self.projection(embeddings)
+        return self._candidates
+
+    def _check_entries(self, embeddings, ids, labels) -> None:
+        if len(np.unique(ids)) != len(embeddings) or ids.dtype.kind not in "iu" or ids.min(initial=0) < 0:
+            raise ValueError(f"{len(embeddings)} embeddings need as many different ids, whole numbers from 0 on.")
+        if labels is not None and np.shape(labels) != (len(embeddings),):
+            raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {np.shape(labels)}.")
 
     def _check(self, embeddings) -> np.ndarray:
         embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
@@ -188,10 +233,10 @@ class BuildLSHTable:
 
     def save(self, folder) -> Path:
         """Write the index to a folder of its own, in place of an index that lies there."""
-        if self.projection is None:
-            raise ValueError("The index is empty: call build or build_from_embeddings before save.")
+        candidates = self._built()
         entries, projection = self.lsh.entries, self.projection
-        values = (projection.planes, projection.mean, entries.ids, entries.labels, self.lsh.codes, self.embeddings)
+        values = (projection.planes, projection.mean, entries.ids, entries.labels)
+        values += (candidates.signatures, candidates.points)
         manifest = {name: getattr(self, name) for name in SETTINGS} | {
             "count": len(self),
             "build_seconds": self.build_seconds,
@@ -216,9 +261,10 @@ class BuildLSHTable:
             )
         if arrays["planes"].shape != (index.num_tables, index.dim, index.hash_size):
             raise ValueError(f"The index {str(folder)!r} is damaged: manifest and planes contradict each other.")
-        index.projection = Projection(arrays["planes"], arrays["mean"])
-        index.embeddings, index.build_seconds = arrays["embeddings"], manifest.get("build_seconds")
-        index.lsh.add(arrays["ids"], arrays["codes"], arrays["labels"])
+        index.build_seconds = manifest.get("build_seconds")
+        index._candidates = Candidates(Projection(arrays["planes"], arrays["mean"]))
+        index._candidates.insert(arrays["embeddings"], arrays["ids"], arrays["labels"], arrays["signatures"])
+        index._warm_up()
         return index
 
 

@@ -45,16 +45,29 @@ def choose_buckets(margins, depth, lookups):
     return chosen >> depth, codes[chosen]
 
 
-@njit(nogil=True, cache=True, fastmath=True)
-def search_block(margins, depth, lookups, tables, signatures, points, signature, queries, rerank, found):
-    """Answer a block of queries (m, d); releases the interpreter's lock, so that blocks can share the cores.
+@njit(inline="always")
+def find(codes, code):
+    """The first place in sorted codes (n,) whose code is not smaller."""
+    low, high = 0, len(codes)
+    while low < high:
+        middle = (low + high) // 2
+        if uint64(codes[middle]) < code:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
-    margins (m, L, k) and signature (m, words): the queries'. depth, lookups: see choose_buckets. tables: sorted codes
-    (L, n), their rows (L, n), and where each code's bucket starts, (L, 2^k + 1) or (L, 0) where it has to be searched
-    for. signatures (n, words), points (n, d): the candidates'. rerank: how many are compared exactly. found: arrays to
-    write rows (m, top_k), cosines (m, top_k), candidates seen (m,) and compared (m,) to.
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def search_block(query, candidate, depth, lookups, rerank, found):
+    """Answer a block of queries; releases the interpreter's lock, so that blocks can share the cores.
+
+    query: margins (m, L, k), signatures (m, words) and unit rows (m, d). candidate: the arrays of LSH.arrays,
+    signatures (n, words) and unit rows (n, d). depth, lookups: see choose_buckets. rerank: how many are compared
+    exactly. found: where to write rows (m, top_k), cosines (m, top_k), candidates seen (m,) and compared (m,).
     """
-    codes, rows, starts = tables
+    margins, signature, queries = query
+    (codes, rows, starts), signatures, points = candidate
     best_rows, best_cosines, seen, compared = found
     count, words = signatures.shape
     top_k = best_rows.shape[1]
@@ -68,9 +81,8 @@ def search_block(margins, depth, lookups, tables, signatures, points, signature,
             if starts.shape[1]:
                 first, last = starts[t, code], starts[t, code + uint64(1)]
             else:
-                first = np.searchsorted(codes[t], codes.dtype.type(code))
-                last = first
-                while last < rows.shape[1] and codes[t, last] == code:
+                first = last = find(codes[t], code)
+                while last < count and uint64(codes[t, last]) == code:
                     last += 1
             for place in range(first, last):
                 row = rows[t, place]

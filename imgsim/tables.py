@@ -127,6 +127,7 @@ class LSH:
         self.hash_size, self.num_tables = hash_size, num_tables
         self.entries = Entries()
         self.tables = [Table(hash_size, self.entries) for _ in range(num_tables)]
+        self._arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -146,11 +147,6 @@ class LSH:
         for table, column in zip(self.tables, codes.T, strict=True):
             table.insert(rows, column)
 
-    def sort(self) -> None:
-        """Sort in what was added now, not at the first look-up."""
-        for table in self.tables:
-            table.sorted()
-
     def query(self, codes) -> list[dict[str, str]]:
         """The entries of all buckets that codes (L,) fall into: one that shares three buckets comes three times."""
         codes = self.check(codes)
@@ -158,16 +154,35 @@ class LSH:
             raise ValueError(f"query takes the codes of one image, not of {len(codes)}.")
         return [entry for table, code in zip(self.tables, codes[0], strict=True) for entry in table.query(code)]
 
-    def candidates(self, codes) -> tuple[np.ndarray, np.ndarray]:
-        """All entries that share a bucket with codes (L,): their rows (c,), and in how many tables they do (c,)."""
-        buckets = [table.rows(code) for table, code in zip(self.tables, codes, strict=True)]
-        return np.unique(np.concatenate(buckets), return_counts=True)
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All tables in three arrays: sorted codes (L, n), their rows (L, n), and where the buckets start.
+
+        The latter, (L, 2^k + 1), is worth its room where most buckets are filled; else it is (L, 0), and buckets are
+        found by binary search.
+        """
+        pairs = [table.sorted() for table in self.tables]
+        if self._arrays is None or any(codes.base is not self._arrays[0] for codes, _ in pairs):
+            codes, rows = (np.stack(column) for column in zip(*pairs, strict=True))
+            buckets = 1 << self.hash_size
+            starts = np.zeros((self.num_tables, buckets + 1 if 2 * buckets <= len(self) else 0), np.int32)
+            for table, *row in zip(self.tables, codes, rows, starts, strict=True):
+                table._codes, table._rows, start = row  # views: nothing is kept twice
+                if len(start):
+                    np.cumsum(np.bincount(table._codes, minlength=buckets), out=start[1:])
+            self._arrays = codes, rows, starts
+        return self._arrays
+
+    def keep(self, kept: np.ndarray) -> None:
+        """Drop all entries but those marked in kept (n,) bool; rows are counted anew, in the same order."""
+        number = np.cumsum(kept, dtype=np.int32) - 1
+        for table in self.tables:
+            codes, rows = table.sorted()
+            still = kept[rows]
+            table._codes, table._rows = codes[still], number[rows[still]]
+        self.entries.ids, self.entries.labels = self.entries.ids[kept], self.entries.labels[kept]
 
     @property
     def codes(self) -> np.ndarray:
         """The codes (n, L) of all entries, by row."""
-        columns = []
-        for table in self.tables:
-            codes, rows = table.sorted()
-            columns.append(codes[np.argsort(rows)])
-        return np.stack(columns, axis=1)
+        codes, rows, _ = self.arrays()
+        return np.take_along_axis(codes, np.argsort(rows, axis=1), axis=1).T
