@@ -52,6 +52,23 @@ def label_precision(ids, labels, query_labels, k: int = 5) -> float | None:
     return float(right.sum() / (len(ids) * k))
 
 
+def mean_average_precision(ids, labels, query_labels) -> float | None:
+    """The mean over queries of the average precision of a ranked list (m, k): the precision at each place that holds a
+    candidate with the query's label, averaged over those places. None where there are no labels."""
+    if labels is None or query_labels is None:
+        return None
+    ids = np.asarray(ids)
+    right = (np.asarray(labels)[ids] == np.asarray(query_labels)[:, None]) & (ids >= 0)
+    precision = right.cumsum(axis=1) / np.arange(1, ids.shape[1] + 1)
+    return float(np.mean((precision * right).sum(axis=1) / np.maximum(right.sum(axis=1), 1)))
+
+
+def bucket_skew(sizes) -> float:
+    """How unequal buckets are: the size of an entry's own bucket over that of a bucket; 1 where all are equal."""
+    sizes = np.asarray(sizes, dtype=np.float64)
+    return float(np.square(sizes).sum() / sizes.sum() / sizes.mean())
+
+
 def participation_ratio(embeddings) -> float:
     """How many directions embeddings (n, d) really use: (sum of l)^2 / sum of l^2 over the eigenvalues l of
     their covariance; d for a round cloud, 1 for a line."""

@@ -99,6 +99,18 @@ def plot_histograms(axis, groups: dict, bins, xlabel: str, title: str) -> None:
     axis.legend(fontsize=8)
 
 
+def plot_tradeoff(axis, rows, best: dict, title: str) -> None:
+    """Recall over candidates seen for the rows of a tuning, coloured by hash_size, the best settings ringed."""
+    for hash_size in sorted({row["hash_size"] for row in rows}):
+        chosen = [row for row in rows if row["hash_size"] == hash_size]
+        axis.plot(
+            [row["candidates"] for row in chosen], [row["recall"] for row in chosen], ".", label=f"{hash_size} bits"
+        )
+    axis.plot(best["candidates"], best["recall"], "o", markersize=13, fillstyle="none", color=INK, label="chosen")
+    axis.set(xlabel="candidates seen", ylabel="recall", title=title)
+    axis.legend(fontsize=8)
+
+
 def plot_bars(axis, names, heights, ylabel: str, title: str) -> None:
     """One bar a name, its height written above it."""
     bars = axis.bar(names, heights, color="#4c78a8", width=0.6)

@@ -93,7 +93,7 @@ class Projection:
         if embeddings.shape[1] != len(self.mean):
             raise ValueError(f"Embeddings have {embeddings.shape[1]} dimensions, the planes {len(self.mean)}.")
         flat, offset = self._flat
-        return (embeddings @ flat - offset).reshape(len(embeddings), len(self.planes), -1)
+        return (embeddings @ flat - offset).reshape(len(embeddings), len(self.planes), self.planes.shape[2])
 
     def bits(self, embeddings) -> np.ndarray:
         """The sides on which embeddings (n, d) lie: (n, L, k) bool, computed block by block."""

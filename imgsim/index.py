@@ -198,6 +198,12 @@ class BuildLSHTable:
         ids = np.where(rows >= 0, self.lsh.entries.ids[rows], -1) if len(self) else rows
         return SearchResult(ids, cosines, seen, compared)
 
+    def tune(self, embeddings, recall: float = 0.9, top_k: int = 10):
+        """Find the cheapest settings that reach a recall on queries (m, d); see tuning.tune."""
+        from imgsim.tuning import tune
+
+        return tune(self, embeddings, recall, top_k)
+
     def query(self, image, top_k: int | None = 5, verbose: bool = True) -> Matches:
         """Find the images most similar to one image (a path, bytes, a PIL image or an array); top_k None: all."""
         if self.encoder is None:
