@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsim import Projection, bool2int, collision_probability, draw_planes, hash_func
-from imgsim.hashing import BLOCK, check_settings, code_dtype, pack_bits
+from imgsim.hashing import BLOCK, check_settings, code_dtype, pack_bits, signatures
 
 TIE = 1e-4  # a projection this near to 0 may fall on either side: sums are rounded differently by block and loop
 
@@ -77,6 +77,34 @@ def test_shapes_of_codes():
     assert hash_func(x, planes[0]).shape == (5,)
     assert hash_func(x[0], planes).shape == (1, 4)
     assert hash_func(x[:0], planes).shape == (0, 4)
+
+
+def test_shapes_of_margins_bits_and_signatures():
+    x = points(5, 6)
+    projection = Projection.fit(x, 9, 4)
+    for n in (5, 1, 0):
+        margins, bits = projection.margins(x[:n]), projection.bits(x[:n])
+        assert margins.shape == bits.shape == (n, 4, 9) and margins.dtype == np.float32 and bits.dtype == bool
+        assert signatures(bits).shape == (n, 1) and signatures(bits).dtype == np.uint64
+
+
+@pytest.mark.parametrize(("num_tables", "hash_size"), [(1, 1), (7, 9), (4, 16), (5, 13), (2, 64), (3, 33)])
+def test_signatures_hold_all_bits_side_by_side(num_tables, hash_size):
+    bits = np.random.default_rng(hash_size).random((6, num_tables, hash_size)) < 0.5
+    words = signatures(bits)
+    assert words.shape == (6, -(-num_tables * hash_size // 64))
+    for row, flat in zip(words.tolist(), bits.reshape(6, -1), strict=True):
+        assert sum(word << 64 * i for i, word in enumerate(row)) == to_int(flat)  # what is left over is 0
+
+
+def test_margins_are_distances_to_the_planes_and_bits_their_sides():
+    x = points(BLOCK + 20, 8) + 5
+    projection = Projection.fit(x, 8, 4)
+    slow = np.einsum("nd,ldk->nlk", (x - projection.mean).astype(np.float64), projection.planes)
+    np.testing.assert_allclose(projection.margins(x), slow, atol=TIE)
+    assert not ((projection.bits(x) != (slow > 0)) & (np.abs(slow) > TIE)).any()
+    differ = projection.bits(x) != bits_of(projection(x), 8)
+    assert not differ.any()
 
 
 def test_one_table_alone_gives_its_column_of_codes():

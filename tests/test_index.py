@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from datasets import Dataset, Features, Image
 from imgsim import BuildLSHTable, Projection, compute_hash, load_encoder
 from imgsim.evaluation import exact_neighbours, normalise, recall_at_k
 
-ARRAYS = ("planes", "mean", "ids", "labels", "codes", "embeddings")
+ARRAYS = ("planes", "mean", "ids", "labels", "signatures", "embeddings")
+PLAIN = {"probes": 0, "rerank": None}  # only the query's own buckets, and all in them compared
 
 
 def mixture(n, m, dim=32, clusters=20):
@@ -28,8 +30,8 @@ def mixture(n, m, dim=32, clusters=20):
 
 @pytest.fixture(scope="module")
 def index(encoder, images):
-    """An index of the 24 small images; nobody changes it."""
-    return BuildLSHTable(encoder, batch_size=8).build(images["train"])
+    """An index of the 24 small images, with the plain look-up; nobody changes it."""
+    return BuildLSHTable(encoder, batch_size=8, **PLAIN).build(images["train"])
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,9 @@ def cone():
 
 @pytest.fixture(scope="module")
 def found(cone):
-    """An index of a cone-shaped mixture, ids counted down from 9000; nobody changes it."""
+    """A plain index of a cone-shaped mixture, ids counted down from 9000; nobody changes it."""
     candidates, labels, _ = cone
-    return BuildLSHTable().build_from_embeddings(candidates, labels, ids=9000 - np.arange(2000))
+    return BuildLSHTable(**PLAIN).build_from_embeddings(candidates, labels, ids=9000 - np.arange(2000))
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def test_search_is_exact_among_the_candidates(found, cone):
     assert result.ids.shape == result.cosines.shape == (200, 7)
     assert result.ids.dtype == np.int64 and result.cosines.dtype == np.float32
     for i, codes in enumerate(found.projection(normalise(queries))):
-        rows, _ = found.lsh.candidates(codes)
+        rows = np.flatnonzero((found.lsh.codes == codes).any(axis=1))
         nearest, cosines = exact_neighbours(queries[i : i + 1], candidates[rows], 7)
         assert result.candidates_seen[i] == result.compared_exactly[i] == len(rows) > 7
         assert (9000 - rows[nearest[0]]).tolist() == result.ids[i].tolist()
@@ -148,7 +150,9 @@ def test_one_query_may_come_without_a_dimension(found, cone):
 
 def test_short_answers_are_padded(cone):
     candidates, _, queries = cone
-    index = BuildLSHTable(hash_size=40, num_tables=2).build_from_embeddings(candidates, ids=np.arange(2000) + 5)
+    index = BuildLSHTable(hash_size=40, num_tables=2, probes=1).build_from_embeddings(
+        candidates, ids=np.arange(2000) + 5
+    )
     result = index.search(np.concatenate([candidates[:20], queries[:20]]), top_k=10)
     assert (result.ids[:20, 0] == np.arange(20) + 5).all() and (result.candidates_seen[:20] >= 1).all()
     assert (result.candidates_seen == 0).any()  # an empty list is a real case
@@ -172,7 +176,7 @@ def test_the_same_seed_gives_the_same_index(cone):
 def test_embeddings_may_have_any_length(cone, found):
     candidates, labels, queries = cone
     lengths = np.random.default_rng(0).uniform(0.5, 2, (2000, 1))
-    scaled = BuildLSHTable().build_from_embeddings(candidates * lengths, labels, ids=9000 - np.arange(2000))
+    scaled = BuildLSHTable(**PLAIN).build_from_embeddings(candidates * lengths, labels, ids=9000 - np.arange(2000))
     assert (scaled.search(queries).ids == found.search(queries * 3).ids).mean() > 0.999  # all but sign ties
 
 
@@ -189,7 +193,7 @@ def test_independent_tables_find_more_than_copies_of_one(found, cone, monkeypatc
     true = 9000 - exact_neighbours(queries, candidates, 10)[0]
     planes = np.repeat(found.projection.planes[:1], 10, axis=0)
     monkeypatch.setattr(Projection, "fit", lambda *_: Projection(planes, found.projection.mean))
-    copied = BuildLSHTable().build_from_embeddings(candidates, labels, ids=9000 - np.arange(2000))
+    copied = BuildLSHTable(**PLAIN).build_from_embeddings(candidates, labels, ids=9000 - np.arange(2000))
     recall = [recall_at_k(index.search(queries, 10).ids, true) for index in (found, copied)]
     assert recall[0] > 0.5 and recall[0] > 2 * recall[1]
 
@@ -198,7 +202,7 @@ def test_centred_tables_return_fewer_candidates(found, cone, monkeypatch):
     candidates, labels, queries = cone
     raw = Projection(found.projection.planes, np.zeros(32, np.float32))
     monkeypatch.setattr(Projection, "fit", lambda *_: raw)
-    uncentred = BuildLSHTable().build_from_embeddings(candidates, labels)
+    uncentred = BuildLSHTable(**PLAIN).build_from_embeddings(candidates, labels)
     seen = [index.search(queries).candidates_seen.mean() / 2000 for index in (found, uncentred)]
     assert seen[0] < 0.25 and seen[0] < seen[1] / 2
 
@@ -337,10 +341,20 @@ def test_a_loaded_index_can_be_saved_and_built_again(saved, tmp_path):
     assert_same_answers(index, rebuilt, queries)
 
 
-def test_settings_of_numpy_s_types_can_be_saved(tmp_path):
-    index = BuildLSHTable(hash_size=np.int64(8), num_tables=np.int64(2), seed=np.int64(1))
+@pytest.mark.parametrize("name", ["batch_size", "hash_size", "num_tables", "seed", "probes", "rerank"])
+def test_settings_of_numpy_s_types_can_be_saved(name, tmp_path):
+    index = BuildLSHTable(**{"hash_size": 8, "num_tables": 2} | {name: np.int64(3)})
     folder = index.build_from_embeddings(np.eye(4)).save(tmp_path / "index")
-    assert BuildLSHTable.load(folder).hash_size == 8
+    assert getattr(BuildLSHTable.load(folder), name) == 3
+
+
+@pytest.mark.parametrize(("probes", "rerank"), [(0, None), (3, 7)])
+def test_the_switches_of_a_search_are_saved_as_they_stand(probes, rerank, saved):
+    index, folder, queries = saved
+    index.probes, index.rerank = probes, rerank
+    loaded = BuildLSHTable.load(index.save(folder))
+    assert (loaded.probes, loaded.rerank) == (probes, rerank)
+    assert_same_answers(index, loaded, queries)
 
 
 def test_an_empty_index_cannot_be_saved(tmp_path, refused):
@@ -415,12 +429,25 @@ def test_a_broken_or_foreign_manifest_is_refused(content, saved, refused):
 
 
 @pytest.mark.parametrize(
-    "key", ["format", "arrays", "encoder", "batch_size", "hash_size", "dim", "num_tables", "seed", "array"]
+    "key",
+    [
+        "format",
+        "arrays",
+        "encoder",
+        "batch_size",
+        "hash_size",
+        "dim",
+        "num_tables",
+        "seed",
+        "probes",
+        "rerank",
+        "array",
+    ],
 )
 def test_an_incomplete_manifest_is_refused(key, saved, refused):
     _, folder, _ = saved
     manifest = json.loads((folder / "manifest.json").read_text())
-    del (manifest["arrays"] if key == "array" else manifest)["codes" if key == "array" else key]
+    del (manifest["arrays"] if key == "array" else manifest)["signatures" if key == "array" else key]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with refused(folder):
         BuildLSHTable.load(folder)
@@ -516,20 +543,20 @@ def test_a_first_save_that_fails_can_be_tried_again(saved, disk_full, tmp_path, 
     assert_same_answers(index, BuildLSHTable.load(index.save(tmp_path / "new")), queries)
 
 
-def test_the_published_loop_over_buckets_counts_the_same_votes(found):
-    codes = found.lsh.codes[5]
-    rows, votes = found.lsh.candidates(codes)
-    names = [entry["id_label"] for entry in found.lsh.query(codes)]
-    assert {name: names.count(name) for name in names} == {
-        found.lsh.entries.id_label(row): count for row, count in zip(rows, votes, strict=True)
-    }
+def test_the_published_loop_over_buckets_sees_what_a_plain_search_sees(found, cone):
+    result = found.search(cone[0][:50], top_k=2000)
+    for codes, ids, seen in zip(found.lsh.codes, result.ids, result.candidates_seen, strict=False):
+        names = Counter(entry["id_label"] for entry in found.lsh.query(codes))
+        assert len(names) == seen
+        assert sorted(names) == sorted(f"{i}_{cone[1][9000 - i]}" for i in ids[:seen])
+        shared = (found.lsh.codes == codes).sum(axis=1)
+        assert names == {found.lsh.entries.id_label(row): shared[row] for row in np.flatnonzero(shared)}
 
 
 def test_real_embeddings_are_found_as_measured(real):
     kept = np.load(real / "cifar10-mobilenet-v1-025.npz")
-    arrays = sorted((kept[name] for name in kept if kept[name].ndim == 2), key=len)
-    queries, candidates = (array.astype(np.float32) for array in arrays)
-    index = BuildLSHTable().build_from_embeddings(candidates)
+    queries, candidates = (kept[name].astype(np.float32) for name in ("queries", "candidates"))
+    index = BuildLSHTable(**PLAIN).build_from_embeddings(candidates)
     result = index.search(queries[:300], top_k=10)
     recall = recall_at_k(result.ids, exact_neighbours(queries[:300], candidates, 10)[0])
     assert 0.3 < recall < 0.45  # the findings say .37, centred 8 x 10, and 4.7% of the candidates

@@ -1,6 +1,6 @@
 """Hash tables, against the article's: a dict of lists for each table."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -132,12 +132,11 @@ def test_an_entry_comes_once_for_each_table_it_shares():
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 40), st.integers(0, 2**32))
-def test_votes_equal_a_brute_force_count(hash_size, num_tables, n, seed):
+def test_a_query_finds_what_a_brute_force_count_finds(hash_size, num_tables, n, seed):
     codes = np.random.default_rng(seed).integers(0, 2**hash_size, (n + 1, num_tables), dtype=np.uint8)
     lsh, query = filled(codes[1:], hash_size), codes[0]
-    rows, votes = lsh.candidates(query)
     count = (codes[1:] == query).sum(axis=1)
-    assert rows.tolist() == np.flatnonzero(count).tolist() and votes.tolist() == count[count > 0].tolist()
+    assert Counter(entry["id_label"] for entry in lsh.query(query)) == {str(i): c for i, c in enumerate(count) if c}
 
 
 def test_the_codes_come_back_by_row():
@@ -145,7 +144,7 @@ def test_the_codes_come_back_by_row():
     lsh = LSH(12, 4)
     for half in (slice(0, 20), slice(20, 50)):
         lsh.add(np.arange(50)[half] * 3, codes[half])
-        lsh.candidates(codes[0])  # a look-up between two additions
+        lsh.arrays()  # a look-up between two additions
     np.testing.assert_array_equal(lsh.codes, codes)
 
 
@@ -157,7 +156,7 @@ def test_more_tables_never_lose_candidates_and_more_bits_never_gain_them():
         for hash_size in (2, 6, 12):
             lower = codes[:, :num_tables] & (2**hash_size - 1)  # the codes of the first tables and planes
             lsh = filled(lower.astype(code_dtype(hash_size)), hash_size)
-            sizes[num_tables, hash_size] = [set(lsh.candidates(row)[0].tolist()) for row in lower[:50]]
+            sizes[num_tables, hash_size] = [{entry["id_label"] for entry in lsh.query(row)} for row in lower[:50]]
     for (num_tables, hash_size), found in sizes.items():
         for (more_tables, more_bits), other in sizes.items():
             if more_tables >= num_tables and more_bits == hash_size:
@@ -212,10 +211,43 @@ def test_an_lsh_refuses_queries_of_another_shape(codes, refused):
         lsh.query(codes)
 
 
-@pytest.mark.parametrize("codes", [[5, 6], [5, 6, 7, 8], []])
-def test_candidates_need_a_code_for_each_table(codes):
-    with pytest.raises(ValueError):
-        LSH(8, 3).candidates(codes)
+@pytest.mark.parametrize(
+    ("hash_size", "n"), [(1, 4), (3, 15), (3, 16), (8, 511), (8, 512), (9, 700), (33, 40), (64, 9)]
+)
+def test_the_arrays_hold_each_bucket_once_and_in_order(hash_size, n):
+    codes = np.random.default_rng(n).integers(0, min(2**hash_size, 40), (n, 3)).astype(code_dtype(hash_size))
+    lsh = filled(codes, hash_size)
+    ordered, rows, starts = lsh.arrays()
+    assert starts.shape == (3, 2**hash_size + 1 if 2 ** (hash_size + 1) <= n else 0)
+    for t, column in enumerate(codes.T):
+        np.testing.assert_array_equal(rows[t], np.argsort(column, kind="stable"))
+        np.testing.assert_array_equal(ordered[t], column[rows[t]])
+        for code in range(2**hash_size if starts.size else 0):
+            assert rows[t, starts[t, code] : starts[t, code + 1]].tolist() == np.flatnonzero(column == code).tolist()
+
+
+def test_the_arrays_are_made_once_and_kept_only_once():
+    codes = np.random.default_rng(3).integers(0, 8, (50, 4), dtype=np.uint8)
+    lsh = filled(codes, 3)
+    arrays = lsh.arrays()
+    assert all(np.shares_memory(table.sorted()[0], arrays[0]) for table in lsh.tables)
+    assert lsh.arrays() is arrays
+    lsh.add(50, codes[0])
+    assert lsh.arrays()[0].shape == (4, 51)
+
+
+@given(st.sampled_from([2, 8, 17, 64]), st.lists(st.booleans(), max_size=40), st.booleans(), st.integers(0, 2**32))
+def test_what_is_kept_equals_fresh_tables_of_it(hash_size, kept, looked_up, seed):
+    codes = np.random.default_rng(seed).integers(0, 4, (len(kept), 3)).astype(code_dtype(hash_size))
+    kept, lsh, fresh = np.array(kept, bool), filled(codes, hash_size), LSH(hash_size, 3)
+    if looked_up:
+        lsh.arrays()
+    lsh.keep(kept)
+    fresh.add(np.flatnonzero(kept), codes[kept])
+    assert len(lsh) == kept.sum() and [buckets(t) for t in lsh.tables] == [buckets(t) for t in fresh.tables]
+    for array, other in zip(lsh.arrays(), fresh.arrays(), strict=True):
+        np.testing.assert_array_equal(array, other)
+    np.testing.assert_array_equal(lsh.codes, codes[kept])
 
 
 @pytest.mark.parametrize(("hash_size", "num_tables"), [(0, 3), (65, 3), (8, 0), (8.0, 3)])
