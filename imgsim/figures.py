@@ -36,12 +36,12 @@ def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.3)
 def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
     """Show images with a caption above each, in rows of `columns`."""
     columns = min(columns, len(images))
-    figure, axes = panels(columns, -(-len(images) // columns), 2.0, 2.35)
+    figure, axes = panels(columns, -(-len(images) // columns), 1.55, 1.9)
     for axis in axes:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
-        axis.imshow(open_image(image).resize((192, 192)))
-        axis.set_title(str(labels[i]), fontsize=8, color=colours[i] if colours else INK, fontweight="normal")
+        axis.imshow(open_image(image).resize((128, 128)))
+        axis.set_title(str(labels[i]), fontsize=7, color=colours[i] if colours else INK, fontweight="normal")
     return figure
 
 
@@ -114,7 +114,9 @@ def plot_tradeoff(axis, rows, best: dict, title: str) -> None:
 def plot_bars(axis, names, heights, ylabel: str, title: str) -> None:
     """One bar a name, its height written above it."""
     bars = axis.bar(names, heights, color="#4c78a8", width=0.6)
-    axis.bar_label(bars, fmt="%.3g", fontsize=9, padding=2)
+    axis.bar_label(
+        bars, fmt=lambda height: f"{height:.0f}" if height >= 100 else f"{height:.2g}", fontsize=9, padding=2
+    )
     axis.set(ylabel=ylabel, title=title)
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.12)

@@ -63,7 +63,7 @@ class Candidates:
     def overlap(self, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The share of the tables in which one query (1, d) and candidates (t,) have the same code: (t,)."""
         differs = self.unpack(self.signatures[rows] ^ signatures(self.projection.bits(points)))
-        return 1 - differs.any(axis=2).mean(axis=1)
+        return (~differs.any(axis=2)).mean(axis=1)
 
     def search(self, points: np.ndarray, top_k: int, probes: int, rerank: int | None) -> tuple[np.ndarray, ...]:
         """The nearest candidates of unit rows (m, d), see BuildLSHTable: rows and cosines (m, top_k), padded with -1
