@@ -1,7 +1,7 @@
 """The search in three stages, against a slow oracle; additions and removals, against a fresh index; recall."""
 
 import warnings
-from itertools import combinations
+from itertools import combinations, pairwise
 from unittest import mock
 
 import numpy as np
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from imgsim import BuildLSHTable, Projection, search
 from imgsim.evaluation import exact_neighbours, normalise, recall_at_k
-from imgsim.search import Candidates
 
 # k, n and L: buckets are addressed directly from n = 2^(k + 1) on, before that found by binary search.
 SIZES = [(3, 300, 1), (3, 12, 6), (8, 600, 5), (8, 300, 3), (12, 300, 6), (17, 200, 4), (33, 200, 3), (64, 200, 2)]
@@ -87,6 +86,13 @@ def test_a_search_equals_a_slow_oracle_of_its_stages(hash_size, n, num_tables, p
         np.testing.assert_array_equal(short.compared_exactly, result.compared_exactly)
 
 
+@pytest.mark.parametrize("hash_size", [3, 8, 12, 17, 33, 64])
+def test_every_candidate_finds_itself(hash_size):
+    candidates, _ = cone(300, 0)  # also those in the first and in the last bucket of their only table
+    index = BuildLSHTable(hash_size=hash_size, num_tables=1, probes=0, rerank=None).build_from_embeddings(candidates)
+    assert index.search(candidates, 1).ids.ravel().tolist() == list(range(300))
+
+
 @pytest.mark.parametrize(("hash_size", "num_tables"), [(3, 2), (8, 10), (13, 20)])
 def test_without_probes_and_limit_a_search_is_the_plain_look_up(hash_size, num_tables):
     candidates, queries = cone(1000, 60)
@@ -115,7 +121,7 @@ def test_more_probes_never_lose_a_candidate():
         seen = []
         for index.probes in probes:
             seen.append(seen_by(index, queries))
-        for fewer, more in zip(seen, seen[1:], strict=False):
+        for fewer, more in pairwise(seen):
             assert all(few <= many for few, many in zip(fewer, more, strict=True))
         sizes += [np.mean([len(found) for found in one]) for one in seen]
     index.probes = 0
@@ -155,7 +161,9 @@ def test_many_queries_get_the_answers_that_each_gets_alone(m, threads, monkeypat
     if m:
         alone = [index.search(query) for query in queries]
         same = [
-            (getattr(one, name)[0] == getattr(result, name)[i]).all() for i, one in enumerate(alone) for name in NAMES
+            np.array_equal(getattr(one, name)[0], getattr(result, name)[i])
+            for i, one in enumerate(alone)
+            for name in NAMES
         ]
         assert np.mean(same) > 0.99  # all but sign ties: sums are rounded differently by one row and many
 
@@ -374,7 +382,7 @@ def test_additions_elsewhere_warn_once_they_weigh(share):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         index.add(added)
-    assert [f"{drift:.0%}" in str(one.message) for one in caught] == [True] * (drift > 0.25)
+    assert [f"{drift:.0%}" in str(one.message) for one in caught] == [True] * int(drift > 0.25)
     assert all(one.filename == __file__ for one in caught) and len(index) == 1000 + len(added)
 
 
@@ -391,34 +399,34 @@ def neighbours():
 def measure(index, queries, true):
     """Recall, the share of candidates seen, and the share compared."""
     result = index.search(queries, top_k=10)
-    shares = result.candidates_seen.mean() / len(index), result.compared_exactly.mean() / len(index)
-    return recall_at_k(result.ids, true), *shares
+    counts = result.candidates_seen, result.compared_exactly
+    return recall_at_k(result.ids, true), *(float(count.mean()) / len(index) for count in counts)
 
 
 @pytest.mark.parametrize(
     ("settings", "recall", "seen", "compared"),
     [
-        ({"hash_size": 8, "num_tables": 10, "probes": 0, "rerank": None}, 0.30, 0.09, 0.09),
-        ({"hash_size": 8, "num_tables": 10, "probes": 8, "rerank": None}, 0.85, 0.40, 0.40),
-        ({"hash_size": 10, "num_tables": 48, "probes": 6, "rerank": 100}, 0.80, 0.45, 0.025),
-        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 100}, 0.80, 0.45, 0.025),
+        ({"hash_size": 8, "num_tables": 10, "probes": 0, "rerank": None}, 0.28, 0.08, 0.08),
+        ({"hash_size": 8, "num_tables": 10, "probes": 8, "rerank": None}, 0.84, 0.40, 0.40),
+        ({"hash_size": 10, "num_tables": 48, "probes": 6, "rerank": 100}, 0.84, 0.40, 0.025),
+        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 100}, 0.87, 0.32, 0.025),
     ],
     ids=["plain", "probes", "ranked", "many"],
 )
 def test_neighbours_in_a_cone_are_found(settings, recall, seen, compared, neighbours):
+    # Measured: .34 at 5% seen, .89 at 33%, .88 at 33%, .91 at 25%; the seeds are fixed, but numpy's may change.
     candidates, queries, true = neighbours
     found = measure(BuildLSHTable(**settings).build_from_embeddings(candidates), queries, true)
-    print(settings, found)
     assert found[0] >= recall and found[1] <= seen and found[2] <= compared
 
 
-def test_a_ranking_by_all_bits_is_worth_more_than_chance(neighbours):
+def test_a_ranking_by_all_bits_keeps_most_neighbours_among_few_compared(neighbours):
     candidates, queries, true = neighbours
     index = BuildLSHTable(hash_size=8, num_tables=32, probes=8, rerank=100).build_from_embeddings(candidates)
     ranked, seen, compared = measure(index, queries, true)
+    assert compared < 0.05 * seen
     index.rerank = None
-    print(ranked, measure(index, queries, true), compared / seen)
-    assert ranked > 0.75 * measure(index, queries, true)[0] and compared / seen < 0.05
+    assert ranked > 0.7 * measure(index, queries, true)[0]  # measured: .79 of 1
 
 
 @pytest.fixture(scope="module")
@@ -433,12 +441,12 @@ def photographs(real):
     ("settings", "recall", "seen", "compared"),
     [
         ({"hash_size": 13, "num_tables": 64, "probes": 12, "rerank": 200}, 0.90, 0.15, 0.015),
-        ({"hash_size": 12, "num_tables": 96, "probes": 16, "rerank": 600}, 0.98, 0.50, 0.03),
+        ({"hash_size": 12, "num_tables": 96, "probes": 16, "rerank": 600}, 0.98, 0.40, 0.03),
     ],
     ids=["13x64", "12x96"],
 )
 def test_real_neighbours_are_found(settings, recall, seen, compared, photographs):
+    # Measured: .916 at 14.2% seen, .996 at 36.9%.
     candidates, queries, true = photographs
     found = measure(BuildLSHTable(**settings).build_from_embeddings(candidates), queries, true)
-    print(settings, found)
     assert found[0] >= recall and found[1] <= seen and found[2] <= compared
