@@ -25,6 +25,13 @@ def check_settings(hash_size: int, num_tables: int) -> None:
         raise ValueError(f"num_tables is {num_tables}, but at least 1 table is needed.")
 
 
+def whole(name: str, value, least: int) -> int:
+    """The value as an int; a ValueError unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least} on, not {value!r}.")
+    return int(value)
+
+
 def code_dtype(hash_size: int) -> np.dtype:
     """The smallest unsigned integer type that holds `hash_size` bits."""
     return next(np.dtype(f"u{size}") for size in (1, 2, 4, 8) if hash_size <= 8 * size)
@@ -108,7 +115,7 @@ class Projection:
 
 def signatures(bits: np.ndarray) -> np.ndarray:
     """All bits of all tables side by side, (n, L, k) bool packed into (n, words) uint64, for Hamming distances."""
-    packed = np.packbits(bits.reshape(len(bits), -1), axis=1, bitorder="little")
+    packed = np.packbits(bits.reshape(len(bits), bits.shape[1] * bits.shape[2]), axis=1, bitorder="little")
     return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from imgsim.evaluation import normalise
-from imgsim.hashing import Projection, check_settings
+from imgsim.hashing import Projection, check_settings, whole
 from imgsim.images import labels_of
 from imgsim.kernels import search_block
 from imgsim.search import Candidates
@@ -111,7 +111,8 @@ class BuildLSHTable:
         self.dim = self.encoder.dim if self.encoder else dim
         settings = (int(value) for value in (batch_size, hash_size, num_tables, seed))
         self.batch_size, self.hash_size, self.num_tables, self.seed = settings
-        self.probes, self.rerank = probes, rerank
+        self.probes = whole("probes", probes, 0)
+        self.rerank = None if rerank is None else whole("rerank", rerank, 0)
         self._candidates: Candidates | None = None
         self.build_seconds: float | None = None  # projection, codes and tables
 
@@ -169,7 +170,7 @@ class BuildLSHTable:
             raise ValueError(f"The id {ids[np.isin(ids, known)][0]} is in the index already; remove it first.")
         self._built().insert(normalise(embeddings), ids, labels)
         spread = np.sqrt(max(1 - np.square(self.projection.mean).sum(), 1e-6))
-        drift = np.linalg.norm(self.embeddings.mean(axis=0) - self.projection.mean) / spread
+        drift = np.linalg.norm(self._built().total / len(self) - self.projection.mean) / spread
         if drift > DRIFT:
             warnings.warn(
                 f"The embeddings' mean has moved by {drift:.0%} of their spread since the projection was fixed; "
@@ -209,7 +210,7 @@ class BuildLSHTable:
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use search.")
         point, candidates = normalise(self._check(self.encoder.embed([image]))), self._built()
-        best = candidates.search(point, len(self) if top_k is None else top_k, self.probes, self.rerank)
+        best = candidates.search(point, max(len(self), 1) if top_k is None else top_k, self.probes, self.rerank)
         rows, cosines, seen, compared = (array[0] for array in best)
         if verbose:
             print("Matches:", seen)
@@ -223,8 +224,14 @@ class BuildLSHTable:
         return self._candidates
 
     def _check_entries(self, embeddings, ids, labels) -> None:
-        if len(np.unique(ids)) != len(embeddings) or ids.dtype.kind not in "iu" or ids.min(initial=0) < 0:
-            raise ValueError(f"{len(embeddings)} embeddings need as many different ids, whole numbers from 0 on.")
+        if (
+            len(np.unique(ids)) != len(embeddings)
+            or ids.dtype.kind not in "iu"
+            or ids.astype(np.int64).min(initial=0) < 0
+        ):
+            raise ValueError(
+                f"{len(embeddings)} embeddings need as many different ids, whole numbers from 0 to 2^63 - 1."
+            )
         if labels is not None and np.shape(labels) != (len(embeddings),):
             raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {np.shape(labels)}.")
 
@@ -243,10 +250,8 @@ class BuildLSHTable:
         entries, projection = self.lsh.entries, self.projection
         values = (projection.planes, projection.mean, entries.ids, entries.labels)
         values += (candidates.signatures, candidates.points)
-        manifest = {name: getattr(self, name) for name in SETTINGS} | {
-            "count": len(self),
-            "build_seconds": self.build_seconds,
-        }
+        manifest = {name: getattr(self, name) for name in SETTINGS}
+        manifest |= {"count": len(self), "build_seconds": self.build_seconds}
         manifest["encoder"] = {name: getattr(self.encoder, name, None) for name in ("name", "digest")}
         write_arrays(folder, manifest, dict(zip(ARRAYS, values, strict=True)))
         return Path(folder)

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from imgsim.hashing import Projection, pack_bits, signatures
+from imgsim.hashing import Projection, pack_bits, signatures, whole
 from imgsim.kernels import search_block
 from imgsim.tables import LSH
 
-THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
+THREADS = int((os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())).split(",")[0])
 BLOCK = 64  # queries a thread answers at a time
 
 
@@ -31,6 +31,7 @@ class Candidates:
         self.lsh = LSH(hash_size, num_tables)
         self._points: list[np.ndarray] = []  # additions wait in parts until the next search
         self._signatures: list[np.ndarray] = []
+        self.total = np.zeros(len(projection.mean))  # of the unit rows, to see their mean drift
 
     @property
     def points(self) -> np.ndarray:
@@ -46,11 +47,13 @@ class Candidates:
         """Add unit rows (n, d) with ids (n,) and labels (n,); words are their signatures, where they are known."""
         bits = self.projection.bits(points) if words is None else self.unpack(words)
         self.lsh.add(ids, pack_bits(bits), labels)
-        self._points.append(points)
+        self._points.append(np.ascontiguousarray(points))
+        self.total += points.sum(axis=0, dtype=np.float64)
         self._signatures.append(signatures(bits))
 
     def keep(self, kept: np.ndarray) -> None:
         """Drop all candidates but those marked in kept (n,) bool."""
+        self.total -= self.points[~kept].sum(axis=0, dtype=np.float64)
         self._points, self._signatures = [self.points[kept]], [self.signatures[kept]]
         self.lsh.keep(kept)
 
@@ -68,6 +71,9 @@ class Candidates:
     def search(self, points: np.ndarray, top_k: int, probes: int, rerank: int | None) -> tuple[np.ndarray, ...]:
         """The nearest candidates of unit rows (m, d), see BuildLSHTable: rows and cosines (m, top_k), padded with -1
         and NaN, how many candidates were seen (m,), and how many compared (m,)."""
+        top_k, probes = whole("top_k", top_k, 1), whole("probes", probes, 0)
+        rerank = len(self.lsh) if rerank is None else whole("rerank", rerank, 0)
+        points = np.ascontiguousarray(points)
         found = (
             np.full((len(points), top_k), -1, np.int64),
             np.full((len(points), top_k), np.nan, np.float32),
@@ -76,7 +82,6 @@ class Candidates:
         # Of the smallest margins that may be flipped there are enough to choose from, yet not too many to sort.
         depth = min((4 * probes + 3).bit_length(), self.lsh.hash_size, 10) if probes else 0
         lookups = self.lsh.num_tables * (1 + probes)
-        rerank = len(self.lsh) if rerank is None else rerank
         candidates = self.lsh.arrays(), self.signatures, self.points
 
         def answer(start: int) -> None:
