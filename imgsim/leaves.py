@@ -50,12 +50,12 @@ class Traits:
 
 def draw_traits(label: str, rng) -> Traits:
     """Choose what to draw; of all traits only the severity depends on the label."""
-    severity, hue = rng.uniform(0.1, 1), rng.uniform(0.2, 0.35)
+    severity, hue = rng.uniform(0.3, 1), rng.uniform(0.2, 0.35)
     return Traits(
         label=label,
         severity=0.0 if label == "healthy" else severity,
         angle=rng.normal(0, 50),
-        scale=rng.uniform(0.6, 1.3),
+        scale=rng.uniform(0.75, 1.3),
         tilt=rng.uniform(0.6, 1),
         hue=hue,
         saturation=rng.uniform(0.35, 1.25 - 1.6 * hue),  # vivid blue-greens look like plastic
