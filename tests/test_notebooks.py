@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,11 +63,11 @@ def test_outputs_and_figures_are_stored(path):
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
 
 
-def test_cells_are_small_and_follow_prose():
+def test_cells_are_small():
     for path in TUTORIAL:
         code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         lengths = sorted(len([line for line in source.splitlines() if line.strip()]) for source in code)
-        assert lengths[len(lengths) // 2] <= 4 and lengths[-1] <= 15, path.name
+        assert lengths[len(lengths) // 2] <= 6 and lengths[-1] <= 20, path.name
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the checkout is no git clone to install from")
@@ -74,7 +75,7 @@ def test_bootstrap_installs_in_colab_and_does_nothing_elsewhere(tmp_path):
     stub, target, empty = (tmp_path / name for name in ("stub", "target", "empty"))
     (stub / "google" / "colab").mkdir(parents=True)
     (stub / "google" / "colab" / "__init__.py").touch()
-    empty.mkdir()
+    empty.mkdir(), target.mkdir()  # there when Python starts, or it is not looked into later
     install = cells_tagged(TUTORIAL[0], "bootstrap")[0].source
     install = re.sub(r"git\+[^\"]+", f"git+{ROOT.as_uri()}", install)
     code = "import os, sys, pathlib\nfrom IPython.core.interactiveshell import InteractiveShell\n"
@@ -91,7 +92,7 @@ def test_bootstrap_installs_in_colab_and_does_nothing_elsewhere(tmp_path):
         assert answer.returncode == 0, answer.stderr
         assert Path(answer.stdout.splitlines()[-1]).is_relative_to(home)
         if place == "colab":
-            subprocess.run(["rm", "-rf", target], check=True)
+            shutil.rmtree(target)
 
 
 @pytest.mark.parametrize("start", ["", "a ViT to fine-tune"])
