@@ -12,7 +12,7 @@ from imgsim.kernels import search_block
 from imgsim.tables import LSH
 
 THREADS = int((os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())).split(",")[0])
-BLOCK = 64  # queries a thread answers at a time
+BLOCK, CHUNK = 64, 4096  # queries a thread answers at a time, and that are projected at a time
 
 
 def joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -84,15 +84,19 @@ class Candidates:
         lookups = self.lsh.num_tables * (1 + probes)
         candidates = self.lsh.arrays(), self.signatures, self.points
 
-        def answer(start: int) -> None:
-            block = slice(start, start + BLOCK)
-            margins = self.projection.margins(points[block])
-            query = margins, signatures(margins > 0), points[block]
-            search_block(query, candidates, depth, lookups, rerank, tuple(array[block] for array in found))
+        def answer(block: slice) -> None:
+            query = margins[block], words[block], chunk[block]
+            search_block(query, candidates, depth, lookups, rerank, tuple(array[start:][block] for array in found))
 
-        if len(points) <= BLOCK:
-            answer(0)
-        else:
-            with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(answer, range(0, len(points), BLOCK)))
+        for start in range(0, max(len(points), 1), CHUNK):
+            chunk = points[start : start + CHUNK]
+            margins = self.projection.margins(chunk)  # one product, on BLAS's own threads
+            words = signatures(margins > 0)
+            blocks = [slice(first, min(first + BLOCK, len(chunk))) for first in range(0, len(chunk), BLOCK)]
+            if len(blocks) > 1:
+                with ThreadPoolExecutor(THREADS) as pool:
+                    list(pool.map(answer, blocks))
+            else:
+                answer(slice(0, len(chunk)))
+        return found
         return found
