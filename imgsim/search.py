@@ -99,4 +99,3 @@ class Candidates:
             else:
                 answer(slice(0, len(chunk)))
         return found
-        return found
