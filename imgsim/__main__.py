@@ -12,6 +12,7 @@ HELP = {
     "checkpoint": "'builtin', a checkpoint on the Hub (owner/name or owner/name@revision), or a folder",
     "hash_size": "bits in a code, 1 to 64: more bits, smaller buckets",
     "num_tables": "hash tables: more tables, more neighbours found",
+    "probes": "further buckets looked up for every table: more probes, more neighbours found",
     "seed": "of the random planes, and of the held-out tenth where a data set has no test split",
     "top_k": "matches shown beside a query",
     "batch_size": "images embedded at a time",

@@ -26,6 +26,7 @@ DEFAULTS = {
     "checkpoint": "builtin",
     "hash_size": 8,
     "num_tables": 10,
+    "probes": 8,
     "seed": 0,
     "top_k": 5,
     "batch_size": 48,
@@ -44,7 +45,7 @@ def check(settings: dict) -> dict:
             raise ValueError(f"{name} must be {expected}, not {value!r}.")
     settings = DEFAULTS | settings
     check_settings(settings["hash_size"], settings["num_tables"])
-    for name, least in (("seed", 0), ("top_k", 1), ("batch_size", 1)):
+    for name, least in (("probes", 0), ("seed", 0), ("top_k", 1), ("batch_size", 1)):
         if settings[name] < least:
             raise ValueError(f"{name} is {settings[name]}, but must be {least} or more.")
     return settings

@@ -10,7 +10,8 @@ from imgsim.__main__ import main
 from imgsim.runs import DEFAULTS, NOTEBOOKS, ROOT, check, replacing, run_name
 
 KEYS = {
-    *("schema", "dataset", "checkpoint", "dim", "hash_size", "num_tables", "seed", "candidates", "queries"),
+    *("schema", "dataset", "checkpoint", "dim", "hash_size", "num_tables", "probes", "seed"),
+    *("candidates", "queries"),
     *("exact_label_precision_at_5", "label_precision_at_5", "recall_at_10", "candidate_fraction", "compared_fraction"),
     *("participation_ratio", "embed_images_per_second", "build_seconds", "query_ms"),
 }
