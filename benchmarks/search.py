@@ -126,7 +126,8 @@ def lsh_rows(candidates):
 
 def signatures(projection: Projection, embeddings: np.ndarray) -> np.ndarray:
     """All bits of all tables in a row of bytes (n, k L / 8), as faiss wants them; k is 8, 16, 32 or 64."""
-    return projection(embeddings).astype(f"<u{projection.planes.shape[-1] // 8}").view(np.uint8)
+    codes = np.ascontiguousarray(projection(embeddings))
+    return codes.astype(f"<u{projection.planes.shape[-1] // 8}").view(np.uint8)
 
 
 def multi_hash_rows(candidates):
