@@ -50,7 +50,9 @@ def draw_planes(dim: int, hash_size: int, num_tables: int, seed: int = 0) -> np.
 def signatures(bits: np.ndarray) -> np.ndarray:
     """Pack booleans (n, b) into rows (n, words) of uint64, b padded to whole words, for Hamming distances."""
     packed = np.packbits(bits, axis=1, bitorder="little")
-    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view("<u8").astype(np.uint64, copy=False)
+    words = np.zeros((len(packed), -(-packed.shape[1] // 8)), "<u8")
+    words.view(np.uint8)[:, : packed.shape[1]] = packed
+    return words.astype(np.uint64, copy=False)
 
 
 def codes_of(words: np.ndarray, hash_size: int, num_tables: int) -> np.ndarray:

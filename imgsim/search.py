@@ -31,7 +31,7 @@ class Candidates:
         self.lsh = LSH(hash_size, num_tables)
         self._points: list[np.ndarray] = []  # additions wait in parts until the next search
         self._signatures: list[np.ndarray] = []
-        self.total = np.zeros(len(projection.mean))  # of the unit rows, to see their mean drift
+        self._total: np.ndarray | None = None  # of the unit rows, from when it is first asked for
 
     @property
     def points(self) -> np.ndarray:
@@ -43,17 +43,26 @@ class Candidates:
         """All bits of each candidate (n, words), see hashing.signatures."""
         return joined(self._signatures)
 
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean (d,) of the unit rows, which additions may move away from the projection's."""
+        if self._total is None:
+            self._total = column_sums(self.points)
+        return self._total / len(self.lsh)
+
     def insert(self, points: np.ndarray, ids: np.ndarray, labels=None, words: np.ndarray | None = None) -> None:
         """Add unit rows (n, d) with ids (n,) and labels (n,); words are their signatures, where they are known."""
         words = self.projection.signatures(points) if words is None else words
         self.lsh.add(ids, self.codes(words), labels)
         self._points.append(np.ascontiguousarray(points))
-        self.total += column_sums(points)
+        if self._total is not None:
+            self._total += column_sums(points)
         self._signatures.append(words)
 
     def keep(self, kept: np.ndarray) -> None:
         """Drop all candidates but those marked in kept (n,) bool."""
-        self.total -= column_sums(self.points[~kept])
+        if self._total is not None:
+            self._total -= column_sums(self.points[~kept])
         self._points, self._signatures = [self.points[kept]], [self.signatures[kept]]
         self.lsh.keep(kept)
 

@@ -196,9 +196,8 @@ class LSH:
 
         Of codes and starts only one is kept, see Table; the other is (L, 0).
         """
-        merged = [table.merge() for table in self.tables]
-        if self._arrays is None or any(rows.base is not self._arrays[1] for _, rows, _ in merged):
-            self._arrays = tuple(map(np.stack, zip(*merged, strict=True)))
+        if self._arrays is None or self._arrays[1].shape[1] != len(self):
+            self._arrays = tuple(map(np.stack, zip(*(table.merge() for table in self.tables), strict=True)))
             for table, *views in zip(self.tables, *self._arrays, strict=True):
                 table._codes, table._rows, table._starts = views  # nothing is kept twice
         return self._arrays
@@ -211,6 +210,7 @@ class LSH:
             still = kept[rows]
             table.fill(number[rows[still]], codes[still])
         self.entries.ids, self.entries.labels = self.entries.ids[kept], self.entries.labels[kept]
+        self._arrays = None
 
     @property
     def codes(self) -> np.ndarray:
