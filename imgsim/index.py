@@ -81,8 +81,8 @@ class SearchResult:
 class BuildLSHTable:
     """An image index. A search has three stages, each with its own switch:
 
-    1. look-up: the candidates in the query's bucket of each table and, for every table, in `probes` more buckets,
-       those that lie nearest to the query over all tables (query-directed multi-probe, Lv et al. 2007);
+    1. look-up: the candidates in the query's bucket of each table and in `probes` more buckets of it, those that
+       lie nearest to the query (query-directed multi-probe, Lv et al. 2007);
     2. ranking: the candidates are ordered by the Hamming distance of their signatures, all bits of all tables;
     3. comparison: the `rerank` first of them (None: all) are compared with the query by their exact cosine.
 

@@ -399,14 +399,14 @@ def measure(index, queries, true):
     ("settings", "recall", "seen", "compared"),
     [
         ({"hash_size": 8, "num_tables": 10, "probes": 0, "rerank": None}, 0.28, 0.08, 0.08),
-        ({"hash_size": 8, "num_tables": 10, "probes": 8, "rerank": None}, 0.84, 0.40, 0.40),
-        ({"hash_size": 10, "num_tables": 48, "probes": 6, "rerank": 100}, 0.84, 0.40, 0.025),
-        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 100}, 0.87, 0.32, 0.025),
+        ({"hash_size": 8, "num_tables": 10, "probes": 8, "rerank": None}, 0.87, 0.37, 0.37),
+        ({"hash_size": 10, "num_tables": 48, "probes": 6, "rerank": 100}, 0.85, 0.38, 0.025),
+        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 100}, 0.88, 0.31, 0.025),
     ],
     ids=["plain", "probes", "ranked", "many"],
 )
 def test_neighbours_in_a_cone_are_found(settings, recall, seen, compared, neighbours):
-    # Measured: .34 at 5% seen, .89 at 33%, .88 at 33%, .91 at 25%; the seeds are fixed, but numpy's may change.
+    # Measured: .34 at 5% seen, .91 at 33%, .89 at 34%, .92 at 27%; the seeds are fixed, but numpy's may change.
     candidates, queries, true = neighbours
     found = measure(BuildLSHTable(**settings).build_from_embeddings(candidates), queries, true)
     assert found[0] >= recall and found[1] <= seen and found[2] <= compared
@@ -432,13 +432,13 @@ def photographs(real):
 @pytest.mark.parametrize(
     ("settings", "recall", "seen", "compared"),
     [
-        ({"hash_size": 13, "num_tables": 64, "probes": 12, "rerank": 200}, 0.90, 0.15, 0.015),
-        ({"hash_size": 12, "num_tables": 96, "probes": 16, "rerank": 600}, 0.98, 0.40, 0.03),
+        ({"hash_size": 13, "num_tables": 64, "probes": 8, "rerank": 150}, 0.90, 0.12, 0.0075),
+        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 400}, 0.98, 0.26, 0.02),
     ],
-    ids=["13x64", "12x96"],
+    ids=["13x64", "12x64"],
 )
 def test_real_neighbours_are_found(settings, recall, seen, compared, photographs):
-    # Measured: .916 at 14.2% seen, .996 at 36.9%.
+    # Measured: .905 at 11.4% seen, .984 at 24.0%.
     candidates, queries, true = photographs
     found = measure(BuildLSHTable(**settings).build_from_embeddings(candidates), queries, true)
     assert found[0] >= recall and found[1] <= seen and found[2] <= compared
