@@ -136,7 +136,7 @@ def test_a_truncated_jpeg_is_refused(draw, tmp_path, refused):
 
 @pytest.mark.parametrize(
     "source",
-    ["/no/such/file.jpg", np.zeros((4, 4, 3)), np.zeros((4, 4, 5), np.uint8), None, {"bytes": None, "path": None}],
+    ["/no/such/file.jpg", np.full((4, 4, 3), 2.0), np.zeros((4, 4, 5), np.uint8), None, {"bytes": None, "path": None}],
     ids=["a missing file", "floats", "five channels", "None", "no content"],
 )
 def test_what_is_no_image_is_refused(source, refused):
