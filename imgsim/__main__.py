@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        print(f"error: {getattr(error, 'evalue', error)}", file=sys.stderr)
+        said = getattr(error, "evalue", error) or f"a notebook stopped with {error.ename}"
+        print(f"error: {said}", file=sys.stderr)
         return 1
     print(f"Pictures and story: {folder / 'report.html'}\nNumbers:            {folder / 'metrics.json'}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -44,7 +45,7 @@ def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
         path = Path(entry.path)
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if os.path.isdir(path):  # False, too, for a link to itself
             yield from find_images(path, (*above, real))
         elif path.suffix.lower() in SUFFIXES | {""}:
             yield path
@@ -69,13 +70,13 @@ def check_files(folder: Path, paths: list[Path]) -> dict[Path, str]:
     key = blake2b(os.fsencode(folder) + PIL.__version__.encode(), digest_size=16).hexdigest()
     file = cache_folder("checked") / f"{key}.json"
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         known = {}
     stamps = {path: stamp(path) for path in paths}
     names = {path: spelt(path.relative_to(folder)) for path in paths}
     new = [path for path in paths if stamps[path] is None or known.get(names[path]) != stamps[path]]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings(action="ignore"):  # pillow's, of odd metadata
         reasons = list(tqdm(pool.map(defect, new), "checking images", total=len(new), unit="image", delay=2))
     defects = {path: why for path, why in zip(new, reasons, strict=True) if why}
     if len(new) > len(defects):
@@ -127,8 +128,8 @@ def load_folder(folder: Path) -> tuple[DatasetDict, list[dict]]:
     listed = {path: why for path, why in defects.items() if path.suffix or why not in (NO_IMAGE, EMPTY)}
     good = [path for path in paths if path not in defects]
     if not good:
-        reasons = "".join(f"; {spelt(path.relative_to(folder))!r} is {why}" for path, why in list(listed.items())[:1])
-        raise ValueError(f"dataset {str(folder)!r}: the folder holds no readable image{reasons}.")
+        first = "".join(f"; {spelt(path.relative_to(folder))!r}: {why}" for path, why in list(listed.items())[:1])
+        raise ValueError(f"dataset {str(folder)!r}: the folder holds no readable image{first}.")
     rows, outside = arrange(folder, good)
     listed |= dict.fromkeys(outside, "outside the folders of the splits")
     features = {"image_file_path": Value("string"), "image": Image()}

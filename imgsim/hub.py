@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
@@ -36,7 +37,8 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
         if broken:
             images[name] = split.select([row for row in range(len(split)) if row not in broken])
     if not any(map(len, images.values())):
-        raise ValueError(f"dataset {source!r} holds no readable image.")
+        first = f": {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
+        raise ValueError(f"dataset {source!r} holds no readable image{first}.")
     return images, skipped
 
 
@@ -97,7 +99,8 @@ def broken_rows(split: Dataset, name: str) -> dict[int, str]:
     except (OSError, ValueError, AttributeError):
         broken = {}
     sources = split.cast_column("image", Image(decode=False))["image"]
-    with ThreadPoolExecutor() as pool, tqdm(total=len(split), desc=f"checking {name}", unit="image", delay=2) as bar:
+    progress = {"total": len(split), "desc": f"checking {name}", "unit": "image", "delay": 2}
+    with ThreadPoolExecutor() as pool, tqdm(**progress) as bar, warnings.catch_warnings(action="ignore"):
         for start in range(0, len(split), CHUNK):
             reasons = pool.map(defect, sources[start : start + CHUNK])
             broken |= {row: why for row, why in enumerate(reasons, start) if why}
@@ -116,9 +119,10 @@ def embed_stream(encoder, stream: IterableDataset, batch_size: int) -> tuple[np.
     if "image" not in columns:
         raise ValueError(f"The stream has no column 'image', only {', '.join(columns)}: rename_columns names one so.")
     rows, labels, positions, passed, start = [np.empty((0, encoder.dim), np.float32)], [], [], {}, 0
-    batches = stream.cast_column("image", Image(decode=False)).iter(batch_size)
+    if stream.features:
+        stream = stream.cast_column("image", Image(decode=False))
     with ThreadPoolExecutor() as pool, tqdm(desc="embedding a stream", unit="image", delay=1) as bar:
-        for batch in batches:
+        for batch in stream.iter(batch_size):
             opened = list(pool.map(open_or_say, batch["image"]))
             whole = [i for i, image in enumerate(opened) if not isinstance(image, str)]
             passed |= {start + i: why for i, why in enumerate(opened) if isinstance(why, str)}
@@ -146,7 +150,7 @@ def as_numbers(labels: list) -> np.ndarray | None:
 def open_or_say(source):
     """An opened image, or the sentence that says why it cannot be."""
     try:
-        if source and source["bytes"] is None and "://" in (source["path"] or ""):
+        if isinstance(source, dict) and source["bytes"] is None and "://" in (source["path"] or ""):
             source = Image().decode_example(source)  # on the Hub
         return open_image(source)
     except (ValueError, OSError) as error:

@@ -30,7 +30,7 @@ def split_source(source: str) -> tuple[str, dict[str, str]]:
     except ValueError:
         pairs = [("", "")]
     options = dict(pairs)
-    if len(options) < len(pairs) or not set(options) <= set(OPTIONS):
+    if not pairs or len(options) < len(pairs) or not set(options) <= set(OPTIONS):
         raise ValueError(
             f"dataset {source!r}: after the question mark stand {', '.join(f'{key}=...' for key in OPTIONS)}, "
             "each at most once, with & between them."

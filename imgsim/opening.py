@@ -16,8 +16,9 @@ import PIL.ImageOps
 PIL.Image.init()
 # Nothing else is tried: pillow would hand PostScript, whatever its suffix, to a program that executes it.
 KINDS = [kind for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF") if kind in PIL.Image.OPEN]
-NO_IMAGE = f"not an image of a kind that is read here: {', '.join(KINDS)}"
+NO_IMAGE = f"not recognised as {', '.join(KINDS[:-1])} or {KINDS[-1]}"
 EMPTY = "an empty file"
+THINNEST = 500  # times as long as wide: an image processor that scales the short side to 256 needs 400 MB for it
 VERSION = 2  # raise it when open_image shows other pixels than before: what was embedded is then made anew
 
 
@@ -105,6 +106,8 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
 
 def as_seen(image: PIL.Image.Image) -> PIL.Image.Image:
     """A pillow image of any mode as RGB, the way a viewer shows it; the image given stays as it is."""
+    if max(image.size) > THINNEST * min(image.size) or not min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels are too thin a strip")
     image.load()
     with suppress(Exception):  # broken EXIF data turn nothing
         image = PIL.ImageOps.exif_transpose(image)
