@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.ImageOps
 from matplotlib.figure import Figure
 
 from imgsim.opening import open_image
@@ -40,7 +41,7 @@ def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
     for axis in axes:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
-        axis.imshow(open_image(image).resize((128, 128)))
+        axis.imshow(PIL.ImageOps.pad(open_image(image), (128, 128), color="white"))
         axis.set_title(str(labels[i]), fontsize=7, color=colours[i] if colours else INK, fontweight="normal")
     return figure
 
