@@ -15,7 +15,7 @@ BLOCK = 1024  # queries compared with all candidates at a time
 def normalise(embeddings) -> np.ndarray:
     """Rows (n, d) scaled to length 1, so that a dot product is a cosine; a row of zeros stays as it is."""
     embeddings = np.asarray(embeddings, dtype=np.float32)
-    lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    lengths = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
     return embeddings / np.where(lengths > 0, lengths, 1)
 
 

@@ -47,19 +47,32 @@ def draw_planes(dim: int, hash_size: int, num_tables: int, seed: int = 0) -> np.
     return rng.standard_normal((num_tables, dim, hash_size), dtype=np.float32)
 
 
-def pack_bits(bits: np.ndarray) -> np.ndarray:
-    """Pack booleans (..., k) into unsigned integers (...), bit i from column i (least significant first)."""
-    bits = np.asarray(bits, dtype=bool)
-    check_settings(bits.shape[-1], 1)
-    dtype = code_dtype(bits.shape[-1])
-    packed = np.packbits(bits, axis=-1, bitorder="little")
-    padding = [(0, 0)] * (bits.ndim - 1) + [(0, dtype.itemsize - packed.shape[-1])]
-    return np.pad(packed, padding).view(dtype.newbyteorder("<"))[..., 0].astype(dtype, copy=False)
+def signatures(bits: np.ndarray) -> np.ndarray:
+    """Pack booleans (n, b) into rows (n, words) of uint64, b padded to whole words, for Hamming distances."""
+    packed = np.packbits(bits, axis=1, bitorder="little")
+    words = np.zeros((len(packed), -(-packed.shape[1] // 8)), "<u8")
+    words.view(np.uint8)[:, : packed.shape[1]] = packed
+    return words.astype(np.uint64, copy=False)
+
+
+def codes_of(words: np.ndarray, hash_size: int, num_tables: int) -> np.ndarray:
+    """The codes (n, L) in signatures (n, words) of all tables' bits, the first table's first."""
+    codes = np.empty((num_tables, len(words)), code_dtype(hash_size))
+    mask = np.uint64((1 << hash_size) - 1)
+    for table in range(num_tables):
+        word, shift = divmod(table * hash_size, 64)
+        code = words[:, word] >> np.uint64(shift)
+        if shift + hash_size > 64:
+            code |= words[:, word + 1] << np.uint64(64 - shift)
+        codes[table] = code & mask
+    return codes.T
 
 
 def bool2int(bits) -> int:
     """One code from k booleans, least significant bit first: [True, False, True] -> 5."""
-    return int(pack_bits(np.asarray(bits)))
+    bits = np.asarray(bits, dtype=bool)
+    check_settings(len(bits), 1)
+    return int(signatures(bits[None])[0, 0])
 
 
 def hash_func(embeddings, planes: np.ndarray) -> np.ndarray:
@@ -69,6 +82,11 @@ def hash_func(embeddings, planes: np.ndarray) -> np.ndarray:
     """
     codes = Projection(planes[None] if planes.ndim == 2 else planes, np.zeros(planes.shape[-2], np.float32))(embeddings)
     return codes[:, 0] if planes.ndim == 2 else codes
+
+
+def column_sums(embeddings: np.ndarray) -> np.ndarray:
+    """The sum (d,) of embeddings (n, d) in double precision: of blocks, whose own sums are short enough for single."""
+    return np.sum([rows.sum(axis=0) for rows in np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))], 0, float)
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ class Projection:
     def fit(cls, embeddings: np.ndarray, hash_size: int, num_tables: int, seed: int = 0) -> Projection:
         """Draw planes for these embeddings (n, d) and take their mean."""
         planes = draw_planes(embeddings.shape[1], hash_size, num_tables, seed)
-        return cls(planes, embeddings.mean(axis=0, dtype=np.float64).astype(np.float32))
+        return cls(planes, (column_sums(embeddings) / len(embeddings)).astype(np.float32))
 
     @cached_property
     def _flat(self) -> tuple[np.ndarray, np.ndarray]:
@@ -94,29 +112,28 @@ class Projection:
         flat = np.ascontiguousarray(self.planes.transpose(1, 0, 2).reshape(len(self.mean), -1))
         return flat, self.mean @ flat
 
-    def margins(self, embeddings) -> np.ndarray:
-        """How far embeddings (n, d) lie from each plane and on which side: (n, L, k) float32."""
+    def _rows(self, embeddings) -> np.ndarray:
         embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
         if embeddings.shape[1] != len(self.mean):
             raise ValueError(f"Embeddings have {embeddings.shape[1]} dimensions, the planes {len(self.mean)}.")
+        return embeddings
+
+    def margins(self, embeddings) -> np.ndarray:
+        """How far embeddings (n, d) lie from each plane and on which side: (n, L, k) float32."""
+        embeddings = self._rows(embeddings)
         flat, offset = self._flat
         return (embeddings @ flat - offset).reshape(len(embeddings), len(self.planes), self.planes.shape[2])
 
-    def bits(self, embeddings) -> np.ndarray:
-        """The sides on which embeddings (n, d) lie: (n, L, k) bool, computed block by block."""
-        embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
+    def signatures(self, embeddings) -> np.ndarray:
+        """The sides of all planes on which embeddings (n, d) lie, packed block by block: (n, words), see signatures."""
+        embeddings = self._rows(embeddings)
+        flat, offset = self._flat
         blocks = np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))
-        return np.concatenate([self.margins(rows) > 0 for rows in blocks])
+        return np.concatenate([signatures(rows @ flat > offset) for rows in blocks])
 
     def __call__(self, embeddings) -> np.ndarray:
         """Hash embeddings (n, d), or one of shape (d,), into codes (n, L)."""
-        return pack_bits(self.bits(embeddings))
-
-
-def signatures(bits: np.ndarray) -> np.ndarray:
-    """All bits of all tables side by side, (n, L, k) bool packed into (n, words) uint64, for Hamming distances."""
-    packed = np.packbits(bits.reshape(len(bits), bits.shape[1] * bits.shape[2]), axis=1, bitorder="little")
-    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+        return codes_of(self.signatures(embeddings), self.planes.shape[2], len(self.planes))
 
 
 def collision_probability(angle, hash_size: int = 1, num_tables: int = 1):

@@ -82,8 +82,8 @@ class SearchResult:
 class BuildLSHTable:
     """An image index. A search has three stages, each with its own switch:
 
-    1. look-up: the candidates in the query's bucket of each table and, for every table, in `probes` more buckets,
-       those that lie nearest to the query over all tables (query-directed multi-probe, Lv et al. 2007);
+    1. look-up: the candidates in the query's bucket of each table and in `probes` more buckets of it, those that
+       lie nearest to the query (query-directed multi-probe, Lv et al. 2007);
     2. ranking: the candidates are ordered by the Hamming distance of their signatures, all bits of all tables;
     3. comparison: the `rerank` first of them (None: all) are compared with the query by their exact cosine.
 
@@ -155,8 +155,7 @@ class BuildLSHTable:
         embeddings = self._check(embeddings)
         if not len(embeddings):
             raise ValueError("There is nothing to build an index from: the embeddings have no rows.")
-        ids = np.arange(len(embeddings)) if ids is None else np.asarray(ids)
-        self._check_entries(embeddings, ids, labels)
+        ids = self._check_entries(embeddings, ids, labels)
         start = time.perf_counter()
         points = normalise(embeddings)
         candidates = Candidates(Projection.fit(points, self.hash_size, self.num_tables, self.seed))
@@ -170,14 +169,12 @@ class BuildLSHTable:
     def add(self, embeddings, labels=None, ids=None) -> None:
         """Add embeddings (n, d) under the projection as it is; ids (n,) by default go on where the largest ends."""
         embeddings, known = self._check(embeddings), self.lsh.entries.ids
-        first = known.max(initial=-1) + 1
-        ids = np.arange(first, first + len(embeddings)) if ids is None else np.atleast_1d(ids)
-        self._check_entries(embeddings, ids, labels)
+        ids = self._check_entries(embeddings, ids, labels, first=known.max(initial=-1) + 1)
         if np.isin(ids, known).any():
             raise ValueError(f"The id {ids[np.isin(ids, known)][0]} is in the index already; remove it first.")
         self._built().insert(normalise(embeddings), ids, labels)
         spread = np.sqrt(max(1 - np.square(self.projection.mean).sum(), 1e-6))
-        drift = np.linalg.norm(self._built().total / len(self) - self.projection.mean) / spread
+        drift = np.linalg.norm(self._built().mean - self.projection.mean) / spread
         if drift > DRIFT:
             warnings.warn(
                 f"The embeddings' mean has moved by {drift:.0%} of their spread since the projection was fixed; "
@@ -230,17 +227,19 @@ class BuildLSHTable:
             raise ValueError("The index is empty: call build or build_from_embeddings first.")
         return self._candidates
 
-    def _check_entries(self, embeddings, ids, labels) -> None:
-        if (
-            len(np.unique(ids)) != len(embeddings)
-            or ids.dtype.kind not in "iu"
-            or ids.astype(np.int64).min(initial=0) < 0
-        ):
+    def _check_entries(self, embeddings, ids, labels, first: int = 0) -> np.ndarray:
+        """The ids (n,), counted from `first` where there are none; a ValueError where they or the labels do not fit."""
+        if labels is not None and np.shape(labels) != (len(embeddings),):
+            raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {np.shape(labels)}.")
+        if ids is None:
+            return np.arange(first, first + len(embeddings))
+        ids = np.atleast_1d(ids)
+        whole_numbers = ids.dtype.kind in "iu" and ids.astype(np.int64).min(initial=0) >= 0
+        if not whole_numbers or ids.shape != np.unique(ids).shape or len(ids) != len(embeddings):
             raise ValueError(
                 f"{len(embeddings)} embeddings need as many different ids, whole numbers from 0 to 2^63 - 1."
             )
-        if labels is not None and np.shape(labels) != (len(embeddings),):
-            raise ValueError(f"{len(embeddings)} embeddings need as many labels, not {np.shape(labels)}.")
+        return ids
 
     def _check(self, embeddings) -> np.ndarray:
         embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))

@@ -1,4 +1,7 @@
-"""The inner loop of a search, compiled: buckets near the query, Hamming distances, exact cosines."""
+"""The inner loop of a search, compiled: buckets near the query, Hamming distances, exact cosines.
+
+Arrays a query works in are made once for a block of queries and handed down.
+"""
 
 import numpy as np
 from numba import njit, uint64
@@ -6,43 +9,46 @@ from numba import njit, uint64
 
 @njit(inline="always")
 def popcount(word):
-    """How many bits of a 64-bit word are set (Warren, Hacker's Delight)."""
+    """How many bits of a 64-bit word are set (Warren, Hacker's Delight); compiles to one instruction."""
     word = word - ((word >> uint64(1)) & uint64(0x5555555555555555))
     word = (word & uint64(0x3333333333333333)) + ((word >> uint64(2)) & uint64(0x3333333333333333))
     word = (word + (word >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
     return (word * uint64(0x0101010101010101)) >> uint64(56)
 
 
-@njit(inline="always")
-def choose_buckets(margins, depth, lookups):
-    """The buckets nearest to a query, in one order across all tables: their tables and codes.
+@njit
+def nearest_buckets(margins, squares, far, codes):
+    """The codes (b,) of the buckets of one table that lie nearest to a query, its own first.
 
-    margins (L, k): distances to the planes. A bucket is as far as the squared margins of the bits that are flipped
-    to reach it add up to (Lv et al. 2007); flipped are any of a table's `depth` smallest.
+    A bucket is as far as the squared margins (k,) of the bits that are flipped to reach it add up to (Lv et al. 2007).
+    Bits are taken from the smallest margin on: the list so far and the same list with the bit flipped are merged, as
+    far as there is room. far and codes (2, b) hold both; squares (k,) is for the margins.
     """
-    tables, bits = margins.shape
-    subsets = 1 << depth
-    far = np.zeros((tables, subsets), np.float32)
-    codes = np.zeros((tables, subsets), np.uint64)
-    for t in range(tables):
-        for bit in range(bits):
-            if margins[t, bit] > 0:
-                codes[t, 0] |= uint64(1) << uint64(bit)
-        size = np.abs(margins[t])
-        subset = 1
-        for _ in range(depth):  # subsets double with each bit, from the smallest margin on
-            bit = np.argmin(size)
-            for other in range(subset):
-                far[t, subset + other] = far[t, other] + size[bit] ** 2
-                codes[t, subset + other] = codes[t, other] ^ (uint64(1) << uint64(bit))
-            size[bit] = np.inf
-            subset *= 2
-    flat, codes = far.ravel(), codes.ravel()
-    if lookups >= len(flat):
-        chosen = np.arange(len(flat))
-    else:
-        chosen = np.argpartition(flat, lookups)[:lookups]
-    return chosen >> depth, codes[chosen]
+    room = far.shape[1]
+    code = uint64(0)
+    for bit in range(len(margins)):
+        squares[bit] = margins[bit] * margins[bit]
+        if margins[bit] > 0:
+            code |= uint64(1) << uint64(bit)
+    far[0, 0], codes[0, 0] = 0, code
+    old, count = 0, 1
+    for _ in range(len(margins)):
+        bit = np.argmin(squares)
+        step, flip, new = squares[bit], uint64(1) << uint64(bit), 1 - old
+        if count == room and far[old, count - 1] <= step:
+            break  # neither this bit nor a later one leads to a nearer bucket
+        squares[bit] = np.inf
+        kept = flipped = 0
+        while kept + flipped < room and flipped < count:
+            place = kept + flipped
+            if kept < count and far[old, kept] <= far[old, flipped] + step:
+                far[new, place], codes[new, place] = far[old, kept], codes[old, kept]
+                kept += 1
+            else:
+                far[new, place], codes[new, place] = far[old, flipped] + step, codes[old, flipped] ^ flip
+                flipped += 1
+        old, count = new, kept + flipped
+    return codes[old, :count]
 
 
 @njit(inline="always")
@@ -58,68 +64,103 @@ def find(codes, code):
     return low
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def search_block(query, candidate, depth, lookups, rerank, found):
-    """Answer a block of queries; releases the interpreter's lock, so that blocks can share the cores.
-
-    query: margins (m, L, k), signatures (m, words) and unit rows (m, d). candidate: the arrays of LSH.arrays,
-    signatures (n, words) and unit rows (n, d). depth, lookups: see choose_buckets. rerank: how many are compared
-    exactly. found: where to write rows (m, top_k), cosines (m, top_k), candidates seen (m,) and compared (m,).
-    """
-    margins, signature, queries = query
-    (codes, rows, starts), signatures, points = candidate
-    best_rows, best_cosines, seen, compared = found
-    count, words = signatures.shape
-    top_k = best_rows.shape[1]
-    marked = np.zeros(count, np.uint8)
-    candidates, distances = np.empty(count, np.int32), np.empty(count, np.int32)
-    histogram = np.empty(64 * words + 1, np.int32)
-    for i in range(len(queries)):
-        total = 0
-        chosen_tables, chosen_codes = choose_buckets(margins[i], depth, lookups)
-        for t, code in zip(chosen_tables, chosen_codes):
+@njit
+def look_up(margins, tables, squares, far, flips, bounds, marked, candidates):
+    """Stage 1: write the rows in the buckets nearest to a query, each row once, to candidates; how many there are."""
+    codes, rows, starts = tables
+    count = len(marked)
+    for t in range(len(rows)):  # all bounds first: the processor waits for many at a time
+        buckets = nearest_buckets(margins[t], squares, far, flips)
+        for j, code in enumerate(buckets):
             if starts.shape[1]:
                 first, last = starts[t, code], starts[t, code + uint64(1)]
             else:
                 first = last = find(codes[t], code)
                 while last < count and uint64(codes[t, last]) == code:
                     last += 1
-            for place in range(first, last):
+            bounds[t, j, 0], bounds[t, j, 1] = first, last
+    total = 0
+    for t in range(len(rows)):
+        for j in range(len(buckets)):
+            for place in range(bounds[t, j, 0], bounds[t, j, 1]):
                 row = rows[t, place]
-                if not marked[row]:
-                    marked[row] = 1
-                    candidates[total] = row
-                    total += 1
-        histogram[:] = 0
-        for j in range(total):
-            row = candidates[j]
-            marked[row] = 0
-            distance = uint64(0)
-            for word in range(words):
-                distance += popcount(signatures[row, word] ^ signature[i, word])
-            distances[j] = distance
-            histogram[distance] += 1
-        # All up to a distance are compared exactly, and at that distance as many as there is room for.
-        limit, room = 0, rerank
-        while limit < len(histogram) - 1 and histogram[limit] <= room:
-            room -= histogram[limit]
-            limit += 1
-        kept = 0
-        for j in range(total):
-            if distances[j] > limit or (distances[j] == limit and room <= 0):
-                continue
-            if distances[j] == limit:
-                room -= 1
-            row = candidates[j]
-            cosine = np.float32(0)
-            for x in range(points.shape[1]):
-                cosine += points[row, x] * queries[i, x]
+                candidates[total] = row  # overwritten by the next one where it was there already
+                total += 1 - marked[row]
+                marked[row] = 1
+    for j in range(total):
+        marked[candidates[j]] = 0
+    return total
+
+
+@njit
+def rank(signature, signatures, rerank, distances, histogram, candidates):
+    """Stage 2: move the `rerank` candidates of the smallest Hamming distance to the front; how many these are."""
+    histogram[:] = 0
+    for j in range(len(candidates)):
+        distance = uint64(0)
+        for word in range(len(signature)):
+            distance += popcount(signatures[candidates[j], word] ^ signature[word])
+        distances[j] = distance
+        histogram[distance] += 1
+    # All up to a distance are kept, and at that distance as many as there is room for.
+    limit, room = 0, rerank
+    while limit < len(histogram) - 1 and histogram[limit] <= room:
+        room -= histogram[limit]
+        limit += 1
+    kept = 0
+    for j in range(len(candidates)):
+        if distances[j] < limit or (distances[j] == limit and room > 0):
+            room -= distances[j] == limit
+            candidates[kept] = candidates[j]
             kept += 1
-            if kept > top_k and cosine <= best_cosines[i, top_k - 1]:
-                continue
-            place = min(kept, top_k) - 1
-            while place > 0 and best_cosines[i, place - 1] < cosine:
-                best_cosines[i, place], best_rows[i, place] = best_cosines[i, place - 1], best_rows[i, place - 1]
-                place -= 1
-            best_cosines[i, place], best_rows[i, place] = cosine, row
-        seen[i], compared[i] = total, kept
+    return kept
+
+
+@njit(fastmath={"reassoc", "contract"})
+def compare(query, points, candidates, cosines, best_rows, best_cosines):
+    """Stage 3: write the nearest candidates and their cosines, best first."""
+    for j in range(len(candidates)):
+        cosine = np.float32(0)
+        for x in range(len(query)):
+            cosine += points[candidates[j], x] * query[x]
+        cosines[j] = cosine
+    room, count = len(best_rows), len(candidates)
+    if room > 64:  # sorted as a whole: sorting in one after another would take long
+        order = np.argsort(-cosines[:count], kind="mergesort")[:room]
+        best_rows[: len(order)], best_cosines[: len(order)] = candidates[order], cosines[order]
+        return
+    for j in range(count):
+        if j >= room and cosines[j] <= best_cosines[room - 1]:
+            continue
+        place = min(j, room - 1)
+        while place > 0 and best_cosines[place - 1] < cosines[j]:
+            best_cosines[place], best_rows[place] = best_cosines[place - 1], best_rows[place - 1]
+            place -= 1
+        best_cosines[place], best_rows[place] = cosines[j], candidates[j]
+
+
+@njit(nogil=True, cache=True)
+def search_block(query, candidate, lookups, rerank, found):
+    """Answer a block of queries; releases the interpreter's lock, so that blocks can share the cores.
+
+    query: margins (m, L, k), signatures (m, words) and unit rows (m, d). candidate: the arrays of LSH.arrays,
+    signatures (n, words) and unit rows (n, d). lookups: how many buckets a table. rerank: how many candidates are
+    compared exactly. found: where to write rows and cosines (m, top_k), candidates seen and compared (m,).
+    """
+    margins, signature, queries = query
+    tables, signatures, points = candidate
+    best_rows, best_cosines, seen, compared = found
+    count, words = signatures.shape
+    squares, far, flips = (
+        np.empty(margins.shape[2], np.float32),
+        np.empty((2, lookups), np.float32),
+        np.empty((2, lookups), np.uint64),
+    )
+    bounds = np.empty((margins.shape[1], lookups, 2), np.int32)
+    marked = np.zeros(count, np.uint8)
+    candidates, distances = np.empty(count + 1, np.int32), np.empty(count, np.int32)
+    cosines, histogram = np.empty(count, np.float32), np.empty(64 * words + 1, np.int32)
+    for i in range(len(queries)):
+        seen[i] = look_up(margins[i], tables, squares, far, flips, bounds, marked, candidates)
+        compared[i] = rank(signature[i], signatures, rerank, distances, histogram, candidates[: seen[i]])
+        compare(queries[i], points, candidates[: compared[i]], cosines, best_rows[i], best_cosines[i])

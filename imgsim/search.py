@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from imgsim.hashing import Projection, pack_bits, signatures, whole
+from imgsim.hashing import Projection, codes_of, column_sums, signatures, whole
 from imgsim.kernels import search_block
 from imgsim.tables import LSH
 
@@ -31,7 +31,7 @@ class Candidates:
         self.lsh = LSH(hash_size, num_tables)
         self._points: list[np.ndarray] = []  # additions wait in parts until the next search
         self._signatures: list[np.ndarray] = []
-        self.total = np.zeros(len(projection.mean))  # of the unit rows, to see their mean drift
+        self._total: np.ndarray | None = None  # of the unit rows, from when it is first asked for
 
     @property
     def points(self) -> np.ndarray:
@@ -43,30 +43,36 @@ class Candidates:
         """All bits of each candidate (n, words), see hashing.signatures."""
         return joined(self._signatures)
 
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean (d,) of the unit rows, which additions may move away from the projection's."""
+        if self._total is None:
+            self._total = column_sums(self.points)
+        return self._total / len(self.lsh)
+
     def insert(self, points: np.ndarray, ids: np.ndarray, labels=None, words: np.ndarray | None = None) -> None:
         """Add unit rows (n, d) with ids (n,) and labels (n,); words are their signatures, where they are known."""
-        bits = self.projection.bits(points) if words is None else self.unpack(words)
-        self.lsh.add(ids, pack_bits(bits), labels)
+        words = self.projection.signatures(points) if words is None else words
+        self.lsh.add(ids, self.codes(words), labels)
         self._points.append(np.ascontiguousarray(points))
-        self.total += points.sum(axis=0, dtype=np.float64)
-        self._signatures.append(signatures(bits))
+        if self._total is not None:
+            self._total += column_sums(points)
+        self._signatures.append(words)
 
     def keep(self, kept: np.ndarray) -> None:
         """Drop all candidates but those marked in kept (n,) bool."""
-        self.total -= self.points[~kept].sum(axis=0, dtype=np.float64)
+        if self._total is not None:
+            self._total -= column_sums(self.points[~kept])
         self._points, self._signatures = [self.points[kept]], [self.signatures[kept]]
         self.lsh.keep(kept)
 
-    def unpack(self, words: np.ndarray) -> np.ndarray:
-        """The bits (n, L, k) of signatures (n, words)."""
-        shape = self.lsh.num_tables, self.lsh.hash_size
-        bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little", count=shape[0] * shape[1])
-        return bits.reshape(-1, *shape)
+    def codes(self, words: np.ndarray) -> np.ndarray:
+        """The codes (n, L) in signatures (n, words)."""
+        return codes_of(words, self.lsh.hash_size, self.lsh.num_tables)
 
     def overlap(self, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The share of the tables in which one query (1, d) and candidates (t,) have the same code: (t,)."""
-        differs = self.unpack(self.signatures[rows] ^ signatures(self.projection.bits(points)))
-        return (~differs.any(axis=2)).mean(axis=1)
+        return (self.codes(self.signatures[rows]) == self.codes(self.projection.signatures(points))).mean(axis=1)
 
     def search(self, points: np.ndarray, top_k: int, probes: int, rerank: int | None) -> tuple[np.ndarray, ...]:
         """The nearest candidates of unit rows (m, d), see BuildLSHTable: rows and cosines (m, top_k), padded with -1
@@ -79,19 +85,17 @@ class Candidates:
             np.full((len(points), top_k), np.nan, np.float32),
             *np.zeros((2, len(points)), np.int64),
         )
-        # Of the smallest margins that may be flipped there are enough to choose from, yet not too many to sort.
-        depth = min((4 * probes + 3).bit_length(), self.lsh.hash_size, 10) if probes else 0
-        lookups = self.lsh.num_tables * (1 + probes)
+        lookups = min(1 + probes, 1 << self.lsh.hash_size)
         candidates = self.lsh.arrays(), self.signatures, self.points
 
         def answer(block: slice) -> None:
             query = margins[block], words[block], chunk[block]
-            search_block(query, candidates, depth, lookups, rerank, tuple(array[start:][block] for array in found))
+            search_block(query, candidates, lookups, rerank, tuple(array[start:][block] for array in found))
 
-        for start in range(0, max(len(points), 1), CHUNK):
+        for start in range(0, len(points), CHUNK):
             chunk = points[start : start + CHUNK]
             margins = self.projection.margins(chunk)  # one product, on BLAS's own threads
-            words = signatures(margins > 0)
+            words = signatures((margins > 0).reshape(len(chunk), -1))
             blocks = [slice(first, min(first + BLOCK, len(chunk))) for first in range(0, len(chunk), BLOCK)]
             if len(blocks) > 1:
                 with ThreadPoolExecutor(THREADS) as pool:

@@ -38,20 +38,32 @@ class Entries:
         return f"{self.ids[row]}_{label}" if label >= 0 else f"{self.ids[row]}"
 
 
+def stable_order(codes: np.ndarray) -> np.ndarray:
+    """The order (n,) that sorts codes (n,), equal ones as they come."""
+    if codes.dtype.itemsize != 4:
+        return np.argsort(codes, kind="stable")
+    keys = codes.astype(np.uint64) << np.uint64(32)  # numpy sorts these many times faster than it orders 32 bits stably
+    keys |= np.arange(len(codes), dtype=np.uint64)
+    keys.sort()
+    return keys.astype(np.uint32)
+
+
 class Table(Mapping):
     """One hash table, a mapping from codes to the entries in their bucket.
 
     `len(table)` counts the buckets, `code in table` looks one up and `table.items()` walks over them in order
     of their codes, each bucket as [{"id_label": "16_0"}, ...] as in the article, whose attribute `.table` is
-    kept. Inside there are two arrays: sorted codes, and the rows they belong to.
+    kept. Inside there are two arrays: the rows in order of their codes, and where each bucket starts among them or,
+    where there would be more buckets than rows, the sorted codes.
     """
 
     def __init__(self, hash_size: int, entries: Entries | None = None):
         check_settings(hash_size, 1)
         self.hash_size = hash_size
         self.entries = Entries() if entries is None else entries
-        self._codes = np.empty(0, code_dtype(hash_size))
         self._rows = np.empty(0, np.int32)
+        self._codes = np.empty(0, code_dtype(hash_size))
+        self._starts = np.empty(0, np.int32)
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
 
     @property
@@ -77,19 +89,44 @@ class Table(Mapping):
             raise ValueError(f"Codes must lie between 0 and 2^{self.hash_size} - 1, as hash_size bits give them.")
         return codes.astype(code_dtype(self.hash_size))
 
-    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """The codes (n,) in order and their rows (n,); rows keep the order of their addition in a bucket."""
+    def merge(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sort in what was inserted: sorted codes (n,) or none, rows (n,), starts (2^k + 1,) or none.
+
+        Rows keep the order of their addition in a bucket.
+        """
         if self._pending:
-            rows, codes = zip((self._rows, self._codes), *self._pending, strict=True)
-            rows, codes = np.concatenate(rows), np.concatenate(codes)
-            order = np.argsort(codes, kind="stable")
-            self._rows, self._codes = rows[order], codes[order]
-            self._pending = []
-        return self._codes, self._rows
+            rows, codes = zip((self._rows, self.codes), *self._pending, strict=True)
+            self.fill(np.concatenate(rows), np.concatenate(codes))
+        return self._codes, self._rows, self._starts
+
+    def fill(self, rows: np.ndarray, codes: np.ndarray) -> None:
+        """Hold these rows (n,) under codes (n,), and nothing else."""
+        self._pending = []
+        order = stable_order(codes)
+        self._rows, buckets = rows[order], 1 << self.hash_size
+        if buckets <= len(rows):
+            self._codes, self._starts = codes[:0], np.zeros(buckets + 1, np.int32)
+            np.cumsum(np.bincount(codes, minlength=buckets), out=self._starts[1:])
+        else:
+            self._codes, self._starts = codes[order], self._starts[:0]
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The codes (n,) of the rows that are sorted in, in order."""
+        if not len(self._starts):
+            return self._codes
+        return np.repeat(np.arange(1 << self.hash_size, dtype=self._codes.dtype), np.diff(self._starts))
+
+    def sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The codes (n,) in order and their rows (n,)."""
+        self.merge()
+        return self.codes, self._rows
 
     def rows(self, code) -> np.ndarray:
         """The rows (c,) in the bucket of one code."""
-        codes, rows = self.sorted()
+        codes, rows, starts = self.merge()
+        if len(starts):
+            return rows[starts[code] : starts[int(code) + 1]]
         return rows[codes.searchsorted(code, "left") : codes.searchsorted(code, "right")]
 
     def query(self, code) -> list[dict[str, str]]:
@@ -155,21 +192,14 @@ class LSH:
         return [entry for table, code in zip(self.tables, codes[0], strict=True) for entry in table.query(code)]
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All tables in three arrays: sorted codes (L, n), their rows (L, n), and where the buckets start.
+        """All tables in three arrays: sorted codes (L, n), their rows (L, n), and where buckets start (L, 2^k + 1).
 
-        The latter, (L, 2^k + 1), is worth its room where most buckets are filled; else it is (L, 0), and buckets are
-        found by binary search.
+        Of codes and starts only one is kept, see Table; the other is (L, 0).
         """
-        pairs = [table.sorted() for table in self.tables]
-        if self._arrays is None or any(codes.base is not self._arrays[0] for codes, _ in pairs):
-            codes, rows = (np.stack(column) for column in zip(*pairs, strict=True))
-            buckets = 1 << self.hash_size
-            starts = np.zeros((self.num_tables, buckets + 1 if 2 * buckets <= len(self) else 0), np.int32)
-            for table, *row in zip(self.tables, codes, rows, starts, strict=True):
-                table._codes, table._rows, start = row  # views: nothing is kept twice
-                if len(start):
-                    np.cumsum(np.bincount(table._codes, minlength=buckets), out=start[1:])
-            self._arrays = codes, rows, starts
+        if self._arrays is None or self._arrays[1].shape[1] != len(self):
+            self._arrays = tuple(map(np.stack, zip(*(table.merge() for table in self.tables), strict=True)))
+            for table, *views in zip(self.tables, *self._arrays, strict=True):
+                table._codes, table._rows, table._starts = views  # nothing is kept twice
         return self._arrays
 
     def keep(self, kept: np.ndarray) -> None:
@@ -178,11 +208,15 @@ class LSH:
         for table in self.tables:
             codes, rows = table.sorted()
             still = kept[rows]
-            table._codes, table._rows = codes[still], number[rows[still]]
+            table.fill(number[rows[still]], codes[still])
         self.entries.ids, self.entries.labels = self.entries.ids[kept], self.entries.labels[kept]
+        self._arrays = None
 
     @property
     def codes(self) -> np.ndarray:
         """The codes (n, L) of all entries, by row."""
-        codes, rows, _ = self.arrays()
-        return np.take_along_axis(codes, np.argsort(rows, axis=1), axis=1).T
+        codes = np.empty((self.num_tables, len(self)), code_dtype(self.hash_size))
+        for table, column in zip(self.tables, codes, strict=True):
+            ordered, rows = table.sorted()
+            column[rows] = ordered
+        return codes.T

@@ -48,8 +48,9 @@ def cost(settings: dict, seen: float, compared: float, dim: int) -> float:
     The weights were fitted to times measured on one core. Unlike a time the estimate is the same on every run, so
     that the choice can be repeated.
     """
-    bits, lookups = settings["hash_size"] * settings["num_tables"], settings["num_tables"] * (1 + settings["probes"])
-    return bits * dim / 4000 + lookups / 5 + seen * (0.012 + 0.0014 * bits / 64) + compared * dim / 1800
+    bits = settings["hash_size"] * settings["num_tables"]
+    lookups = settings["num_tables"] * min(1 + settings["probes"], 1 << settings["hash_size"])
+    return 1.5 + bits * dim / 35000 + lookups / 40 + seen * (0.0047 + 0.00063 * bits / 64) + compared * dim / 9900
 
 
 def tune(index, embeddings, recall: float = 0.9, top_k: int = 10) -> Tuning:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from imgsim import BuildLSHTable, Projection, search
 from imgsim.evaluation import exact_neighbours, normalise, recall_at_k
 
-# k, n and L: buckets are addressed directly from n = 2^(k + 1) on, before that found by binary search.
+# k, n and L: buckets are addressed directly from n = 2^k on, before that found by binary search.
 SIZES = [(3, 300, 1), (3, 12, 6), (8, 600, 5), (8, 300, 3), (12, 300, 6), (17, 200, 4), (33, 200, 3), (64, 200, 2)]
 NAMES = ("ids", "cosines", "candidates_seen", "compared_exactly")
 
@@ -41,20 +41,19 @@ def oracle(index, embeddings, query):
 
     Returns the candidates seen by their Hamming distances, {distance: rows}, and the cosines (n,) of all.
     """
-    hash_size, num_tables = index.hash_size, index.num_tables
     x, q = (rows.astype(np.float64) / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (embeddings, query))
     heights = np.einsum("nd,ldk->nlk", x - index.projection.mean, index.projection.planes)
     margins = np.einsum("d,ldk->lk", q - index.projection.mean, index.projection.planes)
-    depth = min((4 * index.probes + 3).bit_length(), hash_size, 10) if index.probes else 0
-    buckets = []
+    seen = set()
     for t, row in enumerate(margins):
-        for size in range(depth + 1):
-            for flipped in combinations(np.argsort(np.abs(row))[:depth], size):
+        near, buckets = np.argsort(np.abs(row))[:8], []  # for few probes no further bit need be flipped
+        for size in range(len(near) + 1):
+            for flipped in map(list, combinations(near, size)):
                 code = row > 0
-                code[list(flipped)] ^= True
-                buckets.append((np.square(row[list(flipped)]).sum(), t, code))
-    buckets = sorted(buckets, key=lambda bucket: bucket[0])[: num_tables * (1 + index.probes)]
-    seen = {row for _, t, code in buckets for row in np.flatnonzero(((heights[:, t] > 0) == code).all(axis=1))}
+                code[flipped] ^= True
+                buckets.append((np.square(row[flipped]).sum(), code))
+        for _, code in sorted(buckets, key=lambda bucket: bucket[0])[: 1 + index.probes]:
+            seen |= set(np.flatnonzero(((heights[:, t] > 0) == code).all(axis=1)))
     distances = ((heights > 0) != (margins > 0)).sum(axis=(1, 2))
     return {h: {row for row in seen if distances[row] == h} for h in sorted({distances[row] for row in seen})}, x @ q
 
@@ -64,7 +63,7 @@ def oracle(index, embeddings, query):
 def test_a_search_equals_a_slow_oracle_of_its_stages(hash_size, n, num_tables, probes):
     candidates, queries = near(n, 12)
     index = BuildLSHTable(hash_size=hash_size, num_tables=num_tables, probes=probes).build_from_embeddings(candidates)
-    assert (index.lsh.arrays()[2].size > 0) == (2 ** (hash_size + 1) <= n)
+    assert (index.lsh.arrays()[2].size > 0) == (2**hash_size <= n)
     answers = [oracle(index, candidates, query) for query in queries]
     assert any(levels for levels, _ in answers)  # not all empty
     for index.rerank in (1, 7, None):
@@ -116,19 +115,12 @@ def seen_by(index, queries):
 def test_more_probes_never_lose_a_candidate():
     candidates, queries = cone(1000, 80)
     index = BuildLSHTable(hash_size=10, num_tables=6).build_from_embeddings(candidates)
-    sizes = []
-    for probes in (range(4, 8), range(8, 16), range(250, 256)):  # in each the same bits may be flipped
-        seen = []
-        for index.probes in probes:
-            seen.append(seen_by(index, queries))
-        for fewer, more in pairwise(seen):
-            assert all(few <= many for few, many in zip(fewer, more, strict=True))
-        sizes += [np.mean([len(found) for found in one]) for one in seen]
-    index.probes = 0
-    own = seen_by(index, queries)
-    for index.probes in (1, 4, 100):  # the query's own buckets are the nearest of all
-        assert all(few <= many for few, many in zip(own, seen_by(index, queries), strict=True))
-    assert sizes == sorted(sizes) and sizes[0] > np.mean([len(found) for found in own])
+    seen = []
+    for index.probes in (0, 1, 2, 5, 30, 100, 1023):
+        seen.append(seen_by(index, queries))
+    for fewer, more in pairwise(seen):
+        assert all(few <= many for few, many in zip(fewer, more, strict=True)) and fewer != more
+    assert all(len(found) == 1000 for found in seen[-1])  # 2^10 buckets: all
 
 
 def test_enough_probes_see_everything():
@@ -407,14 +399,14 @@ def measure(index, queries, true):
     ("settings", "recall", "seen", "compared"),
     [
         ({"hash_size": 8, "num_tables": 10, "probes": 0, "rerank": None}, 0.28, 0.08, 0.08),
-        ({"hash_size": 8, "num_tables": 10, "probes": 8, "rerank": None}, 0.84, 0.40, 0.40),
-        ({"hash_size": 10, "num_tables": 48, "probes": 6, "rerank": 100}, 0.84, 0.40, 0.025),
-        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 100}, 0.87, 0.32, 0.025),
+        ({"hash_size": 8, "num_tables": 10, "probes": 8, "rerank": None}, 0.87, 0.37, 0.37),
+        ({"hash_size": 10, "num_tables": 48, "probes": 6, "rerank": 100}, 0.85, 0.38, 0.025),
+        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 100}, 0.88, 0.31, 0.025),
     ],
     ids=["plain", "probes", "ranked", "many"],
 )
 def test_neighbours_in_a_cone_are_found(settings, recall, seen, compared, neighbours):
-    # Measured: .34 at 5% seen, .89 at 33%, .88 at 33%, .91 at 25%; the seeds are fixed, but numpy's may change.
+    # Measured: .34 at 5% seen, .91 at 33%, .89 at 34%, .92 at 27%; the seeds are fixed, but numpy's may change.
     candidates, queries, true = neighbours
     found = measure(BuildLSHTable(**settings).build_from_embeddings(candidates), queries, true)
     assert found[0] >= recall and found[1] <= seen and found[2] <= compared
@@ -440,13 +432,13 @@ def photographs(real):
 @pytest.mark.parametrize(
     ("settings", "recall", "seen", "compared"),
     [
-        ({"hash_size": 13, "num_tables": 64, "probes": 12, "rerank": 200}, 0.90, 0.15, 0.015),
-        ({"hash_size": 12, "num_tables": 96, "probes": 16, "rerank": 600}, 0.98, 0.40, 0.03),
+        ({"hash_size": 13, "num_tables": 64, "probes": 8, "rerank": 150}, 0.90, 0.12, 0.0075),
+        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 400}, 0.98, 0.26, 0.02),
     ],
-    ids=["13x64", "12x96"],
+    ids=["13x64", "12x64"],
 )
 def test_real_neighbours_are_found(settings, recall, seen, compared, photographs):
-    # Measured: .916 at 14.2% seen, .996 at 36.9%.
+    # Measured: .905 at 11.4% seen, .984 at 24.0%.
     candidates, queries, true = photographs
     found = measure(BuildLSHTable(**settings).build_from_embeddings(candidates), queries, true)
     assert found[0] >= recall and found[1] <= seen and found[2] <= compared
