@@ -13,6 +13,7 @@ SIZE = (16, 8)
 CORNER = (slice(0, 4), slice(0, 8))  # the marked corner of an odd image
 MARK, GROUND = (1, 2, 3), (200, 100, 50)
 PLAIN = (MARK, GROUND)
+SRGB = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
 
 
 def marked(mode="RGB", mark=MARK, ground=GROUND):
@@ -55,10 +56,15 @@ def png(pixels, interlaced=False, size=None):
 
 def swapped_profile():
     """A colour profile in which red and green have changed places."""
-    profile = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    profile = SRGB
     for old, new in ((b"rXYZ", b"@XYZ"), (b"gXYZ", b"rXYZ"), (b"@XYZ", b"gXYZ")):
         profile = profile.replace(old, new, 1)
     return profile
+
+
+def brighter_profile():
+    """A colour profile whose middle tones are brighter than sRGB's: an exponent of 1.2 in the place of 2.4."""
+    return SRGB.replace(b"\x00\x02\x66\x66", b"\x00\x01\x33\x33")
 
 
 def see_through():
@@ -91,7 +97,6 @@ GREY = np.asarray(marked("L", 7, 99))
 SIXTEEN = GREY.astype(np.uint16) * 257
 GREYS = ((7,) * 3, (99,) * 3)
 RED, BLACK, WHITE = (255, 0, 0), (0,) * 3, (255,) * 3
-SRGB = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
 SWAPPED = ((2, 1, 3), (100, 200, 50))
 
 ODD = {  # name: (content, what a viewer shows in the corner and elsewhere, how far JPEG may stray)
@@ -147,6 +152,7 @@ ODD = {  # name: (content, what a viewer shows in the corner and elsewhere, how 
         2,
     ),
     "swapped palette.png": (contents(marked().quantize(8), icc_profile=swapped_profile()), SWAPPED, 2),
+    "bright.png": (contents(marked("L", 7, 99), icc_profile=brighter_profile()), ((7,) * 3, (160,) * 3), 2),
     "a broken profile.png": (contents(marked(), icc_profile=b"no profile"), PLAIN, 0),
     "another's profile.tif": (
         contents(marked("CMYK", (0, 0, 0, 255), (0, 255, 255, 0)), "TIFF", icc_profile=SRGB),

@@ -89,11 +89,11 @@ def test_columns_are_found_and_named_as_those_of_beans(image, label, publish, pi
 @pytest.fixture
 def several(publish, pictures):
     """A data set with two image columns and four of labels, in two splits."""
-    features = {"image": Image(), "photo": Image(), "species": Value("string"), "ripe": Value("bool")}
+    features = {"photo": Image(), "image": Image(), "species": Value("string"), "ripe": Value("bool")}
     features |= {"grade": Value("int32"), "labels": ClassLabel(names=["x", "y"]), "weight": Value("float32")}
 
     def columns(first):
-        columns = {"image": pictures(4, first), "photo": pictures(4, first + 100), "ripe": [True, False, True, True]}
+        columns = {"photo": pictures(4, first + 100), "image": pictures(4, first), "ripe": [True, False, True, True]}
         columns |= {"species": ["oak", None, "ash", "oak"] if first == 0 else ["elm", "ash", "elm", "oak"]}
         return columns | {"grade": [5, 9, -1, None], "labels": [0, 1, 1, 0], "weight": [0.5] * 4}
 
@@ -126,8 +126,8 @@ def test_an_image_column_and_a_split_are_chosen(several, pictures):
     ("query", "named"),
     [
         ("split=dev", "no split 'dev', only train, test"),
-        ("image=img", "no column 'img', only image, photo"),
-        ("label=colour", "no column 'colour', only image, photo"),
+        ("image=img", "no column 'img', only photo, image"),
+        ("label=colour", "no column 'colour', only photo, image"),
         ("image=species", "no readable image: train, row 0: No such file"),
         ("image=weight", "'weight' holds no images"),
         ("label=weight", "'weight' holds no labels"),

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import PIL.Image
 import pytest
-from oddities import BROKEN, MARK, ODD, PLAIN, SWAPPED, contents, looks_like, marked, swapped_profile, turned
+from oddities import BROKEN, MARK, ODD, PLAIN, SRGB, SWAPPED, contents, looks_like, marked, swapped_profile, turned
 
 from imgsim import open_image
 from imgsim.opening import conversion, defect
@@ -101,12 +101,7 @@ def test_a_colour_profile_is_read_once_and_srgb_costs_nothing():
     for _ in range(3):
         assert looks_like(open_image(contents(marked(), icc_profile=swapped_profile())), *SWAPPED, 2)
     assert conversion.cache_info().misses == 1
-    mode, transform = conversion(contents_of_srgb(), False)
-    assert mode == "RGB" and transform is None
-
-
-def contents_of_srgb():
-    return PIL.Image.open(io.BytesIO(ODD["sRGB.png"][0])).info["icc_profile"]
+    assert conversion(SRGB, False) == ("RGB", None)
 
 
 def test_the_way_to_srgb_is_that_of_littlecms():
