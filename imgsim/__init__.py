@@ -7,7 +7,7 @@ from importlib import import_module
 
 _HOMES = {
     "load_images": "images",
-    "open_image": "images",
+    "open_image": "opening",
     "candidates_and_queries": "images",
     "load_encoder": "encoder",
     "Encoder": "encoder",

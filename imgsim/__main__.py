@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from imgsim.images import add_options
 from imgsim.runs import DEFAULTS, read_params, run
 
 HELP = {
@@ -16,6 +17,14 @@ HELP = {
     "seed": "of the random planes, and of the held-out tenth where a data set has no test split",
     "top_k": "matches shown beside a query",
     "batch_size": "images embedded at a time",
+}
+
+
+COLUMNS = {  # options that become part of the data set's name
+    "--revision": ("revision", "of a data set on the Hub: a branch, a tag or a commit"),
+    "--split": ("split", "the only split to take: a tenth of it is held out to search with"),
+    "--image-column": ("image", "the column of the images, where a data set has several"),
+    "--label-column": ("label", "the column of the labels, where it is not found by itself"),
 }
 
 
@@ -41,6 +50,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             option, kind = "--" + name.replace("_", "-"), type(DEFAULTS[name])
             text = f"{HELP[name]} (default: {DEFAULTS[name]})"
             command.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text)
+        for option, (_, text) in COLUMNS.items():
+            command.add_argument(option, metavar="NAME", help=text)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     runs.add_argument("--params", metavar="FILE", help="settings from a YAML file; options given here come first")
     runs.add_argument("--output", metavar="DIR", help="where to put it all (default: outputs/ and the settings)")
@@ -51,21 +62,26 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors become one sentence and exit code 1."""
     options = parse(arguments)
     given = {name: value for name, value in vars(options).items() if name in DEFAULTS}
+    columns = {key: getattr(options, option[2:].replace("-", "_")) for option, (key, _) in COLUMNS.items()}
     try:
+        params = read_params(options.params) if getattr(options, "params", None) else {}
+        settings = DEFAULTS | params | given
+        if any(columns.values()):
+            settings["dataset"] = add_options(settings["dataset"], **columns)
         if options.command == "assess":
             from imgsim.assess import assess  # loads torch
 
-            print(assess(**given))
+            print(assess(settings["dataset"], settings["checkpoint"]))
             return 0
-        params = read_params(options.params) if options.params else {}
-        folder = run(params | given, options.output)
+        folder = run(settings, options.output)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
         if options.debug:
             raise
-        print(f"error: {getattr(error, 'evalue', error)}", file=sys.stderr)
+        said = getattr(error, "evalue", error) or f"a notebook stopped with {error.ename}"
+        print(f"error: {said}", file=sys.stderr)
         return 1
     print(f"Pictures and story: {folder / 'report.html'}\nNumbers:            {folder / 'metrics.json'}")
     return 0

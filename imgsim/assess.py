@@ -8,7 +8,8 @@ from transformers import AutoModel
 
 from imgsim.encoder import Encoder, load_encoder
 from imgsim.evaluation import exact_neighbours, label_precision, participation_ratio
-from imgsim.images import candidates_and_queries, labels_of, load_images, open_image
+from imgsim.images import candidates_and_queries, labels_of, load_images
+from imgsim.opening import open_image
 
 PIXELS = 16  # images shrunk to 16 x 16 RGB: what colour and layout alone tell
 

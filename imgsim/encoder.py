@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
-from imgsim.images import fingerprint, open_image
+from imgsim.images import fingerprint
+from imgsim.opening import open_image
 from imgsim.store import cache_folder, locate, write_whole
 
 PROCESS = os.getpid()

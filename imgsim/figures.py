@@ -9,10 +9,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.ImageOps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imgsim.images import open_image
+from imgsim.opening import open_image
 
 INK, QUIET, RIGHT, WRONG = "#1f2933", "#8a94a0", "#2a7d4f", "#b5442e"
 STYLE = {
@@ -49,7 +50,7 @@ def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
     for axis in axes:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
-        axis.imshow(open_image(image).resize((128, 128)))
+        axis.imshow(PIL.ImageOps.pad(open_image(image), (128, 128), color="white"))
         axis.set_title(str(labels[i]), fontsize=7, color=colours[i] if colours else INK, fontweight="normal")
     return figure
 
@@ -80,7 +81,7 @@ def visualize_lsh(lsh_builder, dataset, query: int = 0, top_k: int = 5) -> Figur
     candidates, queries = dataset
     row = queries[query]
     matches = lsh_builder.query(row["image"], top_k=top_k)
-    label = row.get("labels", -1)
+    label = -1 if row.get("labels") is None else row["labels"]
     images, captions, colours = [row["image"]], [f"query\n{label_name(queries, label)}"], [INK]
     for i, match, overlap, cosine in zip(matches.ids, matches.labels, matches.overlap, matches.cosine, strict=True):
         images.append(candidates[int(i)]["image"])

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from imgsim.evaluation import normalise
 from imgsim.hashing import Projection, check_settings, whole
+from imgsim.hub import embed_stream
 from imgsim.images import labels_of
 from imgsim.kernels import search_block
 from imgsim.search import Candidates
@@ -134,12 +135,18 @@ class BuildLSHTable:
         """The candidates as unit rows (n, d)."""
         return self._built().points
 
-    def build(self, ds: Dataset) -> BuildLSHTable:
-        """Embed, hash and store the images of one split, ids being their positions in it; returns the index."""
-        if not isinstance(ds, Dataset):
+    def build(self, ds: Dataset | IterableDataset) -> BuildLSHTable:
+        """Embed, hash and store the images of one split, ids being their positions in it; returns the index.
+
+        Of a stream (load_dataset(..., streaming=True)) with the columns image and, where there are classes, labels,
+        nothing is kept but the embeddings.
+        """
+        if not isinstance(ds, (Dataset, IterableDataset)):
             raise ValueError(f"build takes one split, such as images['train'], not a {type(ds).__name__}.")
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use build_from_embeddings.")
+        if isinstance(ds, IterableDataset):
+            return self.build_from_embeddings(*embed_stream(self.encoder, ds, self.batch_size))
         return self.build_from_embeddings(self.encoder.embed(ds, self.batch_size), labels_of(ds))
 
     def build_from_embeddings(self, embeddings, labels=None, ids=None) -> BuildLSHTable:

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from imgsim.hashing import check_settings
-from imgsim.images import candidates_and_queries, fingerprint, load_images
+from imgsim.images import candidates_and_queries, fingerprint, join_source, load_images, split_source
 from imgsim.report import write_report
 from imgsim.store import locate, write_json
 
@@ -68,22 +68,25 @@ def run_name(settings: dict) -> str:
     return f"{dataset}-{checkpoint}-k{settings['hash_size']}-L{settings['num_tables']}-seed{settings['seed']}"
 
 
-def find_inputs(settings: dict) -> tuple[dict, dict]:
-    """Find images and checkpoint before anything runs: the settings with whole paths, digests and commits."""
+def find_inputs(settings: dict) -> tuple[dict, dict, list[dict]]:
+    """Find images and checkpoint before anything runs: the settings with whole paths, digests and commits, and
+    which images were left out."""
     settings, found = dict(settings), {}
     for kind in ("dataset", "checkpoint"):
-        if settings[kind] == "builtin":
+        name, options = split_source(settings[kind]) if kind == "dataset" else (settings[kind], {})
+        if name == "builtin":
             continue
-        folder = locate(settings[kind], kind)
+        folder = locate(name, kind)
         if folder.parent.name == "snapshots":  # the Hub's cache: its folders are named by commit
             found[f"{kind}_commit"] = folder.name
         else:
-            settings[kind] = str(folder)
+            settings[kind] = join_source(str(folder), options)
         if kind == "checkpoint" and not ((folder / "config.json").exists() and any(folder.glob("*.safetensors"))):
             raise ValueError(f"checkpoint {str(folder)!r}: there is no config.json with safetensors weights beside it.")
-    splits = candidates_and_queries(load_images(settings["dataset"]), settings["seed"])
+    images = load_images(settings["dataset"])
+    splits = candidates_and_queries(images, settings["seed"])
     found |= dict(zip(("candidates", "queries"), map(fingerprint, splits), strict=True))
-    return settings, found
+    return settings, found, images.skipped
 
 
 def environment() -> dict:
@@ -149,12 +152,13 @@ def run(settings: dict, output=None) -> Path:
     Raises ValueError or ConnectionError, before anything is run or written, where a setting, the data set or
     the checkpoint is wrong, and PapermillExecutionError where a notebook fails.
     """
-    settings, found = find_inputs(check(settings))
+    settings, found, skipped = find_inputs(check(settings))
     folder = Path(output).expanduser().resolve() if output else ROOT / "outputs" / run_name(settings)
     with replacing(folder):
         executed = [execute(name, settings | {"output": str(folder)}, folder) for name in NOTEBOOKS]
         write_report(executed, folder / "report.html")
         manifest = json.loads((folder / "index" / "manifest.json").read_text())
         found |= {"checkpoint": manifest["encoder"]["digest"], "index": manifest["arrays"]}
-        write_json(folder / "run.json", {"settings": settings, "digests": found, "environment": environment()})
+        record = {"settings": settings, "digests": found, "skipped": skipped, "environment": environment()}
+        write_json(folder / "run.json", record)
     return folder

@@ -1,59 +1,15 @@
-"""Opening one image of any kind, reading image folders and Hub data sets, choosing candidates and queries."""
+"""Image folders, their splits and labels, what is left out of them, and the choice of candidates and queries."""
 
-import io
+import os
 from pathlib import Path
 
-import datasets
-import numpy as np
 import PIL.Image
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from imgsim import candidates_and_queries, leaves, load_images, open_image
+from imgsim import candidates_and_queries, leaves, load_images
 from imgsim.images import fingerprint, labels_of
-
-CORNER = (slice(0, 4), slice(0, 8))  # the marked corner of a test image, 16 x 8 pixels
-
-
-def marked(mode, mark, ground):
-    """An image of 16 x 8 pixels whose upper left quarter has another colour."""
-    image = PIL.Image.new(mode, (16, 8), ground)
-    image.paste(mark, (0, 0, 8, 4))
-    return image
-
-
-def see_through():
-    image = marked("P", 1, 0)
-    image.putpalette([250, 0, 0, 0, 100, 200])
-    image.info["transparency"] = 0
-    return image
-
-
-KINDS = {  # the image, what a viewer shows in its corner and elsewhere
-    "RGB": (marked("RGB", (1, 2, 3), (200, 100, 50)), (1, 2, 3), (200, 100, 50)),
-    "grey": (marked("L", 7, 99), (7,) * 3, (99,) * 3),
-    "black and white": (marked("1", 0, 1), (0,) * 3, (255,) * 3),
-    "16 bits": (PIL.Image.fromarray(np.array(marked("L", 7, 99), np.uint16) * 257), (7,) * 3, (99,) * 3),
-    "palette with transparency": (see_through(), (0, 100, 200), (255,) * 3),
-    "RGBA": (marked("RGBA", (9, 8, 7, 255), (0, 0, 0, 0)), (9, 8, 7), (255,) * 3),
-    "half transparent": (marked("RGBA", (0, 0, 0, 255), (255, 0, 0, 51)), (0,) * 3, (255, 204, 204)),
-    "grey with transparency": (marked("LA", (40, 255), (40, 0)), (40,) * 3, (255,) * 3),
-    "CMYK": (marked("CMYK", (0, 0, 0, 255), (0, 255, 255, 0)), (0,) * 3, (255, 0, 0)),
-}
-
-
-def looks_like(image, corner, ground, tolerance=1):
-    """Whether an opened image is RGB, 16 x 8 and shows these colours; tolerance 1: blending rounds."""
-    pixels = np.asarray(image).astype(int)
-    expected = np.empty((8, 16, 3), int)
-    expected[:], expected[CORNER] = ground, corner
-    return image.mode == "RGB" and pixels.shape == (8, 16, 3) and np.abs(pixels - expected).max() <= tolerance
-
-
-def contents(image, **options):
-    stream = io.BytesIO()
-    image.save(stream, **options)
-    return stream.getvalue()
+from imgsim.opening import defect
 
 
 @pytest.fixture
@@ -68,80 +24,6 @@ def put(tmp_path, draw):
         return tmp_path / "set"
 
     return write
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("source", ["PIL", "path", "str", "bytes", "dict of bytes", "dict of a path"])
-def test_an_image_is_opened_as_a_viewer_shows_it(kind, source, tmp_path):
-    image, corner, ground = KINDS[kind]
-    form = "TIFF" if kind == "CMYK" else "PNG"
-    path, content = tmp_path / "image", contents(image, format=form)
-    path.write_bytes(content)
-    sources = {"PIL": image, "path": path, "str": str(path), "bytes": content}
-    sources["dict of bytes"] = {"bytes": content, "path": "elsewhere.png"}
-    sources["dict of a path"] = {"bytes": None, "path": str(path)}
-    assert looks_like(open_image(sources[source]), corner, ground)
-
-
-@pytest.mark.parametrize("kind", ["RGB", "grey", "RGBA", "16 bits"])
-def test_an_array_is_opened_as_its_image(kind):
-    image, corner, ground = KINDS[kind]
-    assert looks_like(open_image(np.asarray(image)), corner, ground)
-
-
-def test_a_cmyk_jpeg_has_its_colours():
-    image, corner, ground = KINDS["CMYK"]
-    opened = open_image(contents(image, format="JPEG", quality=100))
-    assert looks_like(opened, corner, ground, tolerance=12)  # JPEG is lossy at the corner's edges
-
-
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_rotated_photograph_is_turned_upright(orientation, form):
-    image, corner, ground = KINDS["RGB"]
-    turn = PIL.Image.Transpose
-    undo = [None, turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE]
-    undo += [turn.ROTATE_90, turn.TRANSVERSE, turn.ROTATE_270]  # how a camera that was held so stores the image
-    stored = image if orientation == 1 else image.transpose(undo[orientation - 1])
-    exif = PIL.Image.Exif()
-    exif[274] = orientation
-    opened = open_image(contents(stored, format=form, exif=exif, **{"quality": 100} if form == "JPEG" else {}))
-    assert looks_like(opened, corner, ground, tolerance=40 if form == "JPEG" else 0)  # JPEG's colours bleed at edges
-
-
-def test_opening_a_pil_image_leaves_it_as_it_is():
-    image = KINDS["RGBA"][0].copy()
-    open_image(image)
-    assert image == KINDS["RGBA"][0]
-
-
-@pytest.mark.parametrize("content", [b"", b"only text\n", contents(KINDS["RGB"][0], format="PNG")[:60]])
-def test_a_broken_file_is_refused_by_name(content, tmp_path, refused):
-    path = tmp_path / "broken.png"
-    path.write_bytes(content)
-    with refused(path):
-        open_image(path)
-    with refused(path):
-        open_image({"bytes": None, "path": str(path)})
-    with refused("image"):
-        open_image(content)
-
-
-def test_a_truncated_jpeg_is_refused(draw, tmp_path, refused):
-    path = tmp_path / "half.jpg"
-    path.write_bytes(contents(draw(0), format="JPEG")[:-200])
-    with refused(path):
-        open_image(path)
-
-
-@pytest.mark.parametrize(
-    "source",
-    ["/no/such/file.jpg", np.zeros((4, 4, 3)), np.zeros((4, 4, 5), np.uint8), None, {"bytes": None, "path": None}],
-    ids=["a missing file", "floats", "five channels", "None", "no content"],
-)
-def test_what_is_no_image_is_refused(source, refused):
-    with refused():
-        open_image(source)
 
 
 def test_a_folder_with_splits_and_classes(image_folder, images):
@@ -179,8 +61,8 @@ def test_split_folders_without_classes(put):
 
 
 def test_class_folders_without_splits(put):
-    images = load_images(put("b/2.png", "a/1.jpg", "b/deeper/3.webp"))
-    assert list(images) == ["train"] and images["train"]["labels"] == [0, 1, 1]
+    images = load_images(put("b/2.png", "a/1.jpg", "b/deeper/3.webp", "b/deeper/still/4.png"))
+    assert list(images) == ["train"] and images["train"]["labels"] == [0, 1, 1, 1]
     assert images["train"].features["labels"] == ClassLabel(names=["a", "b"])
 
 
@@ -203,6 +85,146 @@ def test_hidden_and_other_files_are_passed_over(put):
     (folder / "b" / "notes.txt").write_text("notes")
     images = load_images(folder)
     assert [Path(path).name for path in images["train"]["image_file_path"]] == ["1.png", "4.png"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["photos/1.png", "photos/2.png"],
+        ["a/b/c/1.png"],
+        ["2023/1.png", "2024/2.png"],
+        ["2023/05/1.png", "2023/06/2.png", "2024-05-01/3.png", "20240502/4.png"],
+        ["train/photos/1.png", "test/photos/2.png"],
+        ["1.png", "cats/2.png"],
+    ],
+)
+def test_what_is_no_class_makes_no_labels(names, put):
+    images = load_images(put(*names))
+    assert all("labels" not in split.column_names for split in images.values())
+    assert sum(map(len, images.values())) == len(names) and not images.skipped
+
+
+@pytest.mark.parametrize("names", [["1994 Golf", "2003 Golf"], ["0", "1"], ["2024", "x"], ["1234", "5678"]])
+def test_numbers_in_names_do_not_make_dates(names, put):
+    assert load_images(put(*(f"{name}/image.png" for name in names)))["train"]["labels"] == [0, 1]
+
+
+@pytest.mark.parametrize("around", ["flowers/", "some/archive/flowers/"])
+def test_a_folder_around_everything_says_nothing(around, put):
+    images = load_images(put(*(f"{around}{name}" for name in ("train/a/1.png", "train/b/2.png", "test/a/3.png"))))
+    assert list(images) == ["train", "test"] and images["train"]["labels"] == [0, 1] and images["test"]["labels"] == [0]
+
+
+def test_an_image_beside_the_class_folders_is_named(put, capsys):
+    images = load_images(put("a/1.png", "b/2.png", "cover.png", "back.png"))
+    assert len(images["train"]) == 4 and "labels" not in images["train"].column_names
+    assert "'back.png' and 1 more lie beside" in capsys.readouterr().out
+
+
+def test_what_lies_outside_the_splits_is_left_out_and_listed(put, capsys):
+    images = load_images(put("train/1.png", "test/2.png", "other/3.png", "4.png"))
+    assert {name: len(split) for name, split in images.items()} == {"train": 1, "test": 1}
+    assert {entry["path"] for entry in images.skipped} == {"other/3.png", "4.png"}
+    assert "Left out 2 of 4" in capsys.readouterr().out
+
+
+def test_one_split_of_a_folder(put, refused):
+    folder = put("train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png")
+    images = load_images(f"{folder}?split=val")
+    assert list(images) == ["validation"] and images["validation"]["labels"] == [0, 1]
+    assert list(load_images(f"{folder}?split=validation")) == ["validation"]
+    with refused("'test', only train, validation"):
+        load_images(f"{folder}?split=test")
+    with refused("no columns"):
+        load_images(f"{folder}?label=species")
+
+
+def test_a_folder_may_have_a_question_mark_in_its_name(tmp_path, draw):
+    (tmp_path / "why?split=train").mkdir()
+    draw(0).save(tmp_path / "why?split=train" / "1.png")
+    assert len(load_images(tmp_path / "why?split=train")["train"]) == 1
+
+
+def test_links_are_followed_but_not_in_circles(put, tmp_path, draw):
+    folder = put("a/1.png", "b/2.png")
+    (tmp_path / "far").mkdir()
+    draw(3).save(tmp_path / "far" / "3.png")
+    (folder / "c").symlink_to(tmp_path / "far")
+    (folder / "a" / "up").symlink_to(folder)
+    (tmp_path / "far" / "back").symlink_to(folder / "b")
+    (folder / "b" / "over").symlink_to(tmp_path / "far")
+    images = load_images(folder)["train"]
+    names = [str(Path(path).relative_to(folder)) for path in images["image_file_path"]]
+    assert names == ["a/1.png", "b/2.png", "b/over/3.png", "c/3.png", "c/back/2.png"]
+    assert images["labels"] == [0, 1, 1, 2, 2]
+
+
+def test_a_folder_that_cannot_be_read_is_listed(put, monkeypatch):
+    folder = put("a/1.png", "b/2.png", "locked/3.png")
+    scandir, read_bytes = os.scandir, Path.read_bytes
+
+    def locked(function):
+        def guarded(path):
+            if Path(path).name == "locked":
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return guarded
+
+    monkeypatch.setattr(os, "scandir", locked(scandir))
+    monkeypatch.setattr(Path, "read_bytes", locked(read_bytes))
+    assert load_images(folder).skipped == [{"path": "locked", "reason": "Permission denied"}]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_listed(put):
+    folder = put("a/1.png", "b/2.png")
+    (folder / "a" / "1.png").chmod(0)
+    assert load_images(folder).skipped == [{"path": "a/1.png", "reason": "Permission denied"}]
+
+
+def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, draw):
+    folder, checked = put("a/1.png", "a/2.png", "b/3.png", "b/4.png"), []
+    (folder / "b" / "4.png").write_bytes(b"broken")
+
+    def note(path):
+        checked.append(path.name)
+        return defect(path)
+
+    monkeypatch.setattr("imgsim.folders.defect", note)
+    for expected in (["1.png", "2.png", "3.png", "4.png"], ["4.png"]):  # what was broken may have been mended
+        checked.clear()
+        assert len(load_images(folder)["train"]) == 3 and sorted(checked) == expected
+    draw(9).save(folder / "b" / "4.png")
+    (folder / "a" / "1.png").write_bytes((folder / "a" / "2.png").read_bytes()[:-99])
+    checked.clear()
+    assert [entry["path"] for entry in load_images(folder).skipped] == ["a/1.png"]
+    assert sorted(checked) == ["1.png", "4.png"]
+
+
+def test_what_was_found_whole_is_not_believed_from_a_damaged_note(put, cache, capsys):
+    folder = put("a/1.png", "b/2.png")
+    load_images(folder)
+    newest = max((cache / "checked").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_text("[1, 2]")
+    assert len(load_images(folder)["train"]) == 2
+
+
+def test_a_file_that_vanishes_after_loading_is_one_sentence(put, encoder, refused):
+    folder = put("a/1.png", "b/2.png")
+    images = load_images(folder)["train"]
+    (folder / "a" / "1.png").unlink()
+    for use in (fingerprint, encoder.embed):
+        with refused("1.png cannot be read as an image: No such file"):
+            use(images)
+
+
+def test_a_file_that_breaks_after_loading_is_one_sentence(put, encoder, refused):
+    folder = put("a/1.png", "b/2.png")
+    images = load_images(folder)["train"]
+    (folder / "a" / "1.png").write_bytes(b"text")
+    with refused("1.png cannot be read as an image"):
+        encoder.embed(images)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", "half"], ids=["empty", "text", "truncated"])
@@ -249,42 +271,6 @@ def test_the_built_in_leaves_are_drawn_once(monkeypatch, tmp_path):
     assert len(drawn) == 1 and drawn[0].parent == tmp_path
     assert first["train"]["image_file_path"] == second["train"]["image_file_path"]
     assert first["test"].features["labels"].names == list(leaves.CLASSES)
-
-
-@pytest.fixture
-def from_hub(monkeypatch, tmp_path):
-    """A function that makes a folder of one parquet file the snapshot of any Hub data set."""
-
-    def publish(columns, features):
-        (tmp_path / "snapshot").mkdir()
-        Dataset.from_dict(columns, Features(features)).to_parquet(tmp_path / "snapshot" / "train.parquet")
-        monkeypatch.setattr("imgsim.images.locate", lambda name, kind: tmp_path / "snapshot")
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-    return publish
-
-
-@pytest.mark.parametrize(("image", "label"), [("img", "label"), ("image", "labels"), ("picture", "labels")])
-def test_a_hub_data_set_gets_the_columns_of_beans(image, label, from_hub, draw):
-    content = [contents(draw(i), format="PNG") for i in range(3)]
-    columns = {label: [1, 0, 1], image: [{"bytes": one, "path": None} for one in content]}
-    from_hub(columns, {label: ClassLabel(names=["a", "b"]), image: Image()})
-    loaded = load_images("somebody/something")["train"]
-    assert set(loaded.column_names) == {"image", "labels"}
-    assert loaded["labels"] == [1, 0, 1] and loaded.features["labels"].names == ["a", "b"]
-    assert [one["bytes"] for one in loaded.cast_column("image", Image(decode=False))["image"]] == content
-
-
-def test_a_hub_data_set_without_classes_has_no_labels(from_hub, draw):
-    columns = {"image": [{"bytes": contents(draw(0), format="PNG"), "path": None}], "label": ["a caption"]}
-    from_hub(columns, {"image": Image(), "label": Value("string")})
-    assert "labels" not in load_images("somebody/something")["train"].column_names
-
-
-def test_a_hub_data_set_without_images_is_refused(from_hub, refused):
-    from_hub({"text": ["a"]}, {"text": Value("string")})
-    with refused("somebody/something"):
-        load_images("somebody/something")
 
 
 def rows(**sizes):

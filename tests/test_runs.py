@@ -56,19 +56,6 @@ def test_report_is_one_page_that_needs_no_network(toy_run):
         assert title in page
 
 
-def test_unlabelled_images_run_with_null_for_what_needs_labels(tmp_path, draw, checkpoint):
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for i in range(12):
-        draw(i).save(flat / f"{i}.png")
-    folder = tmp_path / "run"
-    options = ["run", "--dataset", str(flat), "--checkpoint", str(checkpoint), "--output", str(folder)]
-    assert main(options) == 0
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["label_precision_at_5"] is metrics["exact_label_precision_at_5"] is None
-    assert metrics["queries"] == 1 and 0 <= metrics["recall_at_10"] <= 1
-
-
 def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, image_folder, checkpoint, capsys):
     folder, broken = tmp_path / "run", tmp_path / "broken"
     folder.mkdir()
@@ -97,6 +84,12 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
         (["--params", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--params", "MISSPELT"], "hash_sise"),
         (["--params", "WRONG"], "hash_size"),
+        (["--split", "test"], "built-in"),
+        (["--dataset", "LONELY", "--split", "test"], "no split 'test', only train"),
+        (["--dataset", "LONELY", "--revision", "v1"], "no revisions"),
+        (["--dataset", "LONELY", "--label-column", "species"], "no columns"),
+        (["--dataset", "nobody/nothing?split=test", "--split", "train"], "already"),
+        (["--dataset", "nobody/nothing?colour=red"], "image=..."),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_written(options, named, tmp_path, draw, capsys, monkeypatch):
@@ -121,6 +114,17 @@ def test_unknown_options_are_one_sentence_too(options, capsys):
         main(["run", *options])
     message = capsys.readouterr().err.strip()
     assert caught.value.code == 2 and message.startswith("error: ") and "\n" not in message
+
+
+def test_options_of_a_data_set_become_part_of_its_name(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("imgsim.__main__.run", lambda settings, output: asked.append(settings["dataset"]) or tmp_path)
+    params = tmp_path / "params.yaml"
+    params.write_text("dataset: owner/name\n")
+    options = ["--revision", "v1", "--split", "train", "--image-column", "img", "--label-column", "species"]
+    assert main(["run", "--params", str(params), *options]) == 0
+    assert main(["run", "--params", str(params)]) == 0
+    assert asked == ["owner/name@v1?split=train&image=img&label=species", "owner/name"]
 
 
 def test_checkpoint_called_075_stays_text(tmp_path):
