@@ -35,11 +35,19 @@ AHEAD = min(4, os.cpu_count() or 1)  # threads that prepare batches
 BUILTIN = Path(__file__).parent / "assets" / "leaf-vit"
 
 
-def pick_device() -> torch.device:
-    """CUDA or MPS where there is one, else the CPU."""
+def pick_device(checkpoint="builtin") -> torch.device:
+    """CUDA or MPS where there is one, else the CPU, which also runs ONNX files."""
+    if is_onnx(checkpoint):
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def check_encoder(checkpoint: str, dtype: str) -> str:
+    """The checkpoint, an ONNX file's with its whole path; ValueError for a precision or a file that does not serve."""
+    pick_dtype(dtype, pick_device(checkpoint), checkpoint)
+    return str(read_settings(checkpoint)["file"].resolve()) if is_onnx(checkpoint) else checkpoint
 
 
 @contextmanager
@@ -55,13 +63,15 @@ def quiet() -> Iterator[None]:
         transformers.logging.enable_progress_bar()
 
 
-def pick_dtype(dtype, device: torch.device) -> torch.dtype:
+def pick_dtype(dtype, device: torch.device, checkpoint="builtin") -> torch.dtype:
     """A precision by its name or as torch has it; ValueError for one that does not serve here."""
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}, but must be one of {', '.join(DTYPES)}.")
     if name == "float16" and device.type == "cpu":
         raise ValueError("float16 is for GPUs, and this is a CPU: take bfloat16 or float32.")
+    if is_onnx(checkpoint) and name != "float32":
+        raise ValueError(f"An ONNX file runs in float32, not in {name}; take the checkpoint that it was made of.")
     return getattr(torch, name)
 
 
@@ -89,10 +99,11 @@ class Encoder:
             self.layout = torch.contiguous_format
         self.processor = processor
         self.origin = origin  # load_encoder's arguments, where it was loaded from a checkpoint
+        self.precision = str(self.dtype).removeprefix("torch.")
         self.name = origin[0] if origin else type(self.model).__name__
         self.images_per_second: float | None = None
         with torch.inference_mode():
-            self.dim = self.network.settle(self._place(self.example()))
+            self.dim = self.network.settle(self.place(self.example()))
         self.pooling = self.network.pooling
         self.digest = self._digest()
 
@@ -127,12 +138,13 @@ class Encoder:
         images = [open_image(source) for source in sources]
         return self.processor(images, return_tensors="pt")["pixel_values"]
 
-    def _place(self, pixels: torch.Tensor) -> torch.Tensor:
+    def place(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (b, 3, h, w) where and how the network takes them: device, precision, layout in memory."""
         return pixels.to(self.device, self.dtype, memory_format=self.layout)
 
     @torch.inference_mode()
     def _forward(self, pixels: torch.Tensor) -> np.ndarray:
-        return self.network(self._place(pixels)).float().cpu().numpy()
+        return self.network(self.place(pixels)).float().cpu().numpy()
 
     def embed(self, images, batch_size: int = 48) -> np.ndarray:
         """Embed images into rows (n, d), float32, as the model gives them (not normalised).
@@ -143,7 +155,7 @@ class Encoder:
         if not isinstance(images, Dataset) or not len(images):
             return self._embed(images, batch_size)
         sources = images.cast_column("image", Image(decode=False))["image"]
-        key = f"{fingerprint(images)}-{self.digest}-{self.dtype}"
+        key = f"{fingerprint(images)}-{self.digest}-{self.precision}"
         file = cache_folder("embeddings") / f"{blake2b(key.encode(), digest_size=16).hexdigest()}.npz"
         try:
             with np.load(file) as kept:
@@ -201,12 +213,11 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
         return Encoder(checkpoint, processor, device, dtype, pooling)
     origin = (str(checkpoint), device, dtype, processor, pooling)
     if is_onnx(checkpoint):
-        settings = read_settings(checkpoint, processor)
-        if (device or "cpu", pick_dtype(dtype, torch.device("cpu"))) != ("cpu", torch.float32):
-            raise ValueError(
-                "An ONNX file runs in float32 on the CPU; for all else take the checkpoint it was made of."
-            )
-        return Encoder(OnnxModel(settings), processor or read_processor(settings), "cpu", None, pooling, origin)
+        settings, place = read_settings(checkpoint, processor), torch.device(device or "cpu")
+        precision = pick_dtype(dtype, place, checkpoint)
+        if place.type != "cpu":
+            raise ValueError(f"An ONNX file runs on the CPU, not on {place.type}; take the checkpoint it was made of.")
+        return Encoder(OnnxModel(settings), processor or read_processor(settings), place, precision, pooling, origin)
     folder = BUILTIN if checkpoint == "builtin" else locate(str(checkpoint), "checkpoint")
     try:
         with quiet():

@@ -98,11 +98,11 @@ class OnnxModel(torch.nn.Module):
         return torch.from_numpy(self.session.run([rows_out.name], {pixels_in.name: pixels.numpy()})[0])
 
 
-def export(encoder, target) -> tuple[Path, float]:
+def export(encoder, target) -> str:
     """Write an encoder to an ONNX file, pooling inside, and its image processor's settings to <file>.json.
 
-    Any number of images can go through the file at once. Returns it and the largest difference between its
-    embeddings and torch's; where they do not agree, ValueError is raised and nothing is written.
+    Any number of images can go through the file at once. Returns a line that says what was written and how far
+    its embeddings are from torch's; where they do not agree, ValueError is raised and nothing is written.
     """
     need("onnx", "onnxscript", "onnxruntime")
     file = Path(target).expanduser()
@@ -141,4 +141,8 @@ def export(encoder, target) -> tuple[Path, float]:
         settings = {"format": FORMAT, "checkpoint": encoder.name, "pooling": encoder.pooling, "dim": encoder.dim}
         settings |= {"digest": digest, "processor": json.loads(encoder.processor.to_json_string())}
         write_json(settings_of(file), settings)
-    return file, difference
+    size = file.stat().st_size / 1e6
+    return (
+        f"{file}: {encoder.dim} numbers an image ({encoder.pooling}), {size:.1f} MB; "
+        f"they differ from torch's by at most {difference:.0e}."
+    )

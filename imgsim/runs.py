@@ -30,6 +30,7 @@ DEFAULTS = {
     "seed": 0,
     "top_k": 5,
     "batch_size": 48,
+    "dtype": "float32",
 }
 LIBRARIES = ("imgsim", "numpy", "pillow", "torch", "transformers", "datasets", "papermill")
 
@@ -72,7 +73,7 @@ def find_inputs(settings: dict) -> tuple[dict, dict]:
     """Find images and checkpoint before anything runs: the settings with whole paths, digests and commits."""
     settings, found = dict(settings), {}
     for kind in ("dataset", "checkpoint"):
-        if settings[kind] == "builtin":
+        if settings[kind] == "builtin" or (kind == "checkpoint" and settings[kind].endswith(".onnx")):
             continue
         folder = locate(settings[kind], kind)
         if folder.parent.name == "snapshots":  # the Hub's cache: its folders are named by commit
@@ -81,6 +82,10 @@ def find_inputs(settings: dict) -> tuple[dict, dict]:
             settings[kind] = str(folder)
         if kind == "checkpoint" and not ((folder / "config.json").exists() and any(folder.glob("*.safetensors"))):
             raise ValueError(f"checkpoint {str(folder)!r}: there is no config.json with safetensors weights beside it.")
+    if settings["checkpoint"].endswith(".onnx") or settings["dtype"] != DEFAULTS["dtype"]:
+        from imgsim.encoder import check_encoder  # loads torch
+
+        settings["checkpoint"] = check_encoder(settings["checkpoint"], settings["dtype"])
     splits = candidates_and_queries(load_images(settings["dataset"]), settings["seed"])
     found |= dict(zip(("candidates", "queries"), map(fingerprint, splits), strict=True))
     return settings, found
