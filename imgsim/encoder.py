@@ -142,6 +142,10 @@ class Encoder:
         """Pixels (b, 3, h, w) where and how the network takes them: device, precision, layout in memory."""
         return pixels.to(self.device, self.dtype, memory_format=self.layout)
 
+    def step(self, batch_size: int) -> int:
+        """How many images go through the network at a time."""
+        return min(batch_size, CPU_STEP) if self.device.type == "cpu" else batch_size
+
     @torch.inference_mode()
     def _forward(self, pixels: torch.Tensor) -> np.ndarray:
         return self.network(self.place(pixels)).float().cpu().numpy()
@@ -172,7 +176,7 @@ class Encoder:
         if not len(sources):
             return np.empty((0, self.dim), np.float32)
         start, rows = time.perf_counter(), []
-        step = min(batch_size, CPU_STEP) if self.device.type == "cpu" else batch_size
+        step = self.step(batch_size)
         batches = (sources[i : i + step] for i in range(0, len(sources), step))
         with (
             tqdm(total=len(sources), desc="embedding", unit="image", delay=1) as bar,

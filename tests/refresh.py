@@ -32,7 +32,8 @@ def execute(path: Path) -> None:
     ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        if "nbval-ignore-output" in cell.metadata.get("tags", []):
+        tags = cell.metadata.get("tags", [])
+        if "nbval-ignore-output" in tags and "keep-output" not in tags:
             cell.outputs = []  # progress bars
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
