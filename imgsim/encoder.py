@@ -21,12 +21,13 @@ import transformers
 from datasets import Dataset, Image
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
-from imgsim.engine import OnnxModel, is_onnx, read_processor, read_settings
+from imgsim.engine import OnnxModel, is_onnx, onnx_processor, read_settings
 from imgsim.images import fingerprint, open_image
 from imgsim.pooling import Pooled
-from imgsim.store import cache_folder, locate, write_whole
+from imgsim.processors import read_processor
+from imgsim.store import cache_folder, first_line, locate, write_whole
 
 PROCESS = os.getpid()
 DTYPES = ("float32", "bfloat16", "float16")
@@ -205,15 +206,10 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
     embed images, ConnectionError where the Hub cannot be reached.
     """
     if isinstance(checkpoint, torch.nn.Module):
-        if processor is None:
-            name = getattr(checkpoint, "name_or_path", "")
-            if not name:
-                raise ValueError("A model given as a module needs its image processor: processor=...")
-            try:
-                processor = AutoImageProcessor.from_pretrained(locate(name, "checkpoint"), backend="pil")
-            except OSError as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise ValueError(f"{name!r} has no image processor: {reason}") from error
+        name = getattr(checkpoint, "name_or_path", "")
+        if processor is None and not name:
+            raise ValueError("A model given as a module needs its image processor: processor=...")
+        processor = processor or read_processor(locate(name, "checkpoint"), checkpoint)
         return Encoder(checkpoint, processor, device, dtype, pooling)
     origin = (str(checkpoint), device, dtype, processor, pooling)
     if is_onnx(checkpoint):
@@ -221,7 +217,7 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
         precision = pick_dtype(dtype, place, checkpoint)
         if place.type != "cpu":
             raise ValueError(f"An ONNX file runs on the CPU, not on {place.type}; take the checkpoint it was made of.")
-        return Encoder(OnnxModel(settings), processor or read_processor(settings), place, precision, pooling, origin)
+        return Encoder(OnnxModel(settings), processor or onnx_processor(settings), place, precision, pooling, origin)
     folder = BUILTIN if checkpoint == "builtin" else locate(str(checkpoint), "checkpoint")
     try:
         with quiet():
@@ -233,10 +229,11 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
             )
             if missing:
                 raise ValueError(f"its weights lack {len(missing)} of the model's, such as {missing[0]}")
-            processor = processor or AutoImageProcessor.from_pretrained(folder, backend="pil")
+            processor = processor or read_processor(folder, model)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"checkpoint {str(checkpoint)!r} cannot be loaded as a vision model: {reason}") from error
+        raise ValueError(
+            f"checkpoint {str(checkpoint)!r} cannot be loaded as a vision model: {first_line(error)}"
+        ) from error
     return Encoder(model, processor, device, dtype, pooling, origin)
 
 

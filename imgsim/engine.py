@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor
 
-from imgsim.store import write_json, write_whole
+from imgsim.store import first_line, write_json, write_whole
 
 FORMAT = 1  # of the settings beside an ONNX file
 AGREEMENT = 1e-4  # of the file's embeddings with torch's, measured against the largest number in them
@@ -65,7 +65,7 @@ def read_settings(checkpoint, processor=None) -> dict:
     return settings | {"file": file}
 
 
-def read_processor(settings: dict):
+def onnx_processor(settings: dict):
     """The image processor that belongs to an ONNX file."""
     with TemporaryDirectory() as folder:
         write_json(Path(folder) / "preprocessor_config.json", settings["processor"])
@@ -87,9 +87,8 @@ class OnnxModel(torch.nn.Module):
                 str(settings["file"]), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions have no common class
-            reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"checkpoint {str(settings['file'])!r} is no ONNX model that can be run: {reason}"
+                f"checkpoint {str(settings['file'])!r} is no ONNX model that can be run: {first_line(error)}"
             ) from error
         self.content = settings["digest"]
 
@@ -129,8 +128,7 @@ def export(encoder, target) -> str:
                     verbose=False,
                 )
         except Exception as error:  # the exporter's have no common class either
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"{encoder.name!r} cannot be exported to ONNX: {reason}") from error
+            raise ValueError(f"{encoder.name!r} cannot be exported to ONNX: {first_line(error)}") from error
         digest = blake2b(beside.read_bytes(), digest_size=16).hexdigest()
         noise = torch.randn(3, *example.shape[1:], generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():

@@ -7,6 +7,8 @@ import copy
 import torch
 from transformers import MODEL_MAPPING, PreTrainedModel
 
+from imgsim.store import first_line
+
 POOLINGS = {
     "class token": "the first output token, into which a transformer gathers the whole image",
     "pooler": "the model's own pooled output",
@@ -99,8 +101,7 @@ class Pooled(torch.nn.Module):
         try:
             outputs = self.outputs(pixels)
         except Exception as error:  # whatever a model of something else than images raises
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"A model of type {kind!r} cannot embed images: {reason}") from error
+            raise ValueError(f"A model of type {kind!r} cannot embed images: {first_line(error)}") from error
         chosen = choose(self.model, outputs)
         if self.pooling not in (None, chosen) and (chosen == "rows" or not offers(self.model, outputs, self.pooling)):
             raise ValueError(f"A model of type {kind!r} cannot be pooled by {self.pooling!r}, but by {chosen!r}.")

@@ -28,6 +28,11 @@ def cache_folder(name: str = "") -> Path:
     return folder
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without its further explanations."""
+    return str(error).strip().partition("\n")[0]
+
+
 def cache_megabytes() -> float:
     """How much the cache holds."""
     return sum(file.lstat().st_size for file in cache_folder().rglob("*") if file.is_file()) / 1e6

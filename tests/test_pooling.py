@@ -1,11 +1,13 @@
 """The contract of pooling, family by family, on tiny models of random weights; with -s it prints its table."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoModel, ViTImageProcessorPil
 
 from imgsim import load_encoder
@@ -254,6 +256,23 @@ UNSUITED = {
 def test_what_cannot_be_pooled_is_refused_by_its_type(kind, save, refused):
     with refused(repr(kind)):
         load_encoder(save(*UNSUITED[kind]), "cpu")
+
+
+def test_a_text_model_without_image_processor_is_refused_by_its_type(save, refused, tmp_path):
+    folder = shutil.copytree(save(*UNSUITED["bert"]), tmp_path / "text")
+    (folder / "preprocessor_config.json").unlink()
+    with refused("'bert'"):
+        load_encoder(folder, "cpu")
+
+
+def test_dinov3_needs_no_torchvision(save, images, tmp_path):
+    folder = shutil.copytree(save(*FAMILIES["DINOv3 ViT"][:2]), tmp_path / "dinov3")
+    settings = {"image_processor_type": "DINOv3ViTImageProcessorFast", "size": {"height": 64, "width": 64}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"do_center_crop": None}))
+    encoder, image = load_encoder(folder, "cpu"), images["test"][0]["image"]
+    pixels = np.asarray(image.resize((64, 64), Image.BILINEAR)) / 255  # its definition, on rounded pixels
+    normalised = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    np.testing.assert_allclose(encoder._prepare([image])[0].permute(1, 2, 0), normalised, atol=1e-5)
 
 
 def test_a_model_that_draws_at_random_is_refused(encoder, refused):
