@@ -1,4 +1,4 @@
-"""The command line: python -m imgsim run, assess."""
+"""The command line: python -m imgsim run, assess, export."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import sys
 
 from imgsim.images import add_options
 from imgsim.runs import DEFAULTS, read_params, run
+from imgsim.store import cache_folder, cache_megabytes
 
 HELP = {
     "dataset": "'builtin', a data set on the Hub (owner/name or owner/name@revision), or a folder of images",
-    "checkpoint": "'builtin', a checkpoint on the Hub (owner/name or owner/name@revision), or a folder",
+    "checkpoint": "'builtin', a checkpoint on the Hub (owner/name or owner/name@revision), a folder, or an ONNX file",
     "hash_size": "bits in a code, 1 to 64: more bits, smaller buckets",
     "num_tables": "hash tables: more tables, more neighbours found",
     "probes": "further buckets looked up for every table: more probes, more neighbours found",
     "seed": "of the random planes, and of the held-out tenth where a data set has no test split",
     "top_k": "matches shown beside a query",
     "batch_size": "images embedded at a time",
+    "dtype": "precision of the model's numbers: float32, bfloat16 or, on a GPU, float16",
 }
 
 
@@ -45,7 +47,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     assess = commands.add_parser(
         "assess", help="measure a checkpoint's embeddings beside its untrained self and pixels"
     )
-    for command, names in ((runs, DEFAULTS), (assess, ("dataset", "checkpoint"))):
+    export = commands.add_parser("export", help="write a checkpoint as an ONNX file that --checkpoint takes")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help=HELP["checkpoint"])
+    export.add_argument("target", metavar="FILE.onnx", help="where to write it; settings go to FILE.onnx.json")
+    for command, names in ((runs, DEFAULTS), (assess, ("dataset", "checkpoint")), (export, ())):
         for name in names:
             option, kind = "--" + name.replace("_", "-"), type(DEFAULTS[name])
             text = f"{HELP[name]} (default: {DEFAULTS[name]})"
@@ -73,6 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(assess(settings["dataset"], settings["checkpoint"]))
             return 0
+        if options.command == "export":
+            from imgsim.encoder import load_encoder  # loads torch
+            from imgsim.engine import export
+
+            print(export(load_encoder(options.checkpoint, device="cpu"), options.target))
+            return 0
         folder = run(settings, options.output)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -84,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {said}", file=sys.stderr)
         return 1
     print(f"Pictures and story: {folder / 'report.html'}\nNumbers:            {folder / 'metrics.json'}")
+    print(f"Cache:              {cache_folder()} ({cache_megabytes():.0f} MB; make clean empties it)")
     return 0
 
 

@@ -23,6 +23,8 @@ def assess(dataset: str = "builtin", checkpoint: str = "builtin") -> str:
     """Exact label precision at 5 and participation ratio of a checkpoint on a data set, as a small table."""
     candidates, queries = candidates_and_queries(load_images(dataset))
     trained = load_encoder(checkpoint)
+    if not hasattr(trained.model, "config"):
+        raise ValueError(f"{checkpoint!r} has no untrained self to compare with: take the checkpoint it was made of.")
     torch.manual_seed(0)
     untrained = Encoder(AutoModel.from_config(trained.model.config), trained.processor)
     lines = [f"{'':24}{'precision@5':>12}{'participation ratio':>21}"]

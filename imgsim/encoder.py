@@ -1,4 +1,4 @@
-"""A checkpoint as a function from images to embeddings: loading, pooling, batching, caching."""
+"""A checkpoint as a function from images to embeddings: loading, batching, precision, caching."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import os
 import time
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +21,35 @@ import transformers
 from datasets import Dataset, Image
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
+from imgsim.engine import OnnxModel, is_onnx, onnx_processor, read_settings
 from imgsim.images import fingerprint
 from imgsim.opening import open_image
-from imgsim.store import cache_folder, locate, write_whole
+from imgsim.pooling import Pooled
+from imgsim.processors import read_processor
+from imgsim.store import cache_folder, first_line, locate, write_whole
 
 PROCESS = os.getpid()
+DTYPES = ("float32", "bfloat16", "float16")
+CPU_STEP = 8  # images in a pass on a CPU: what their layers put out still fits into its caches
+AHEAD = min(4, os.cpu_count() or 1)  # threads that prepare batches
 BUILTIN = Path(__file__).parent / "assets" / "leaf-vit"
 
 
-def pick_device() -> torch.device:
-    """CUDA or MPS where there is one, else the CPU."""
+def pick_device(checkpoint="builtin") -> torch.device:
+    """CUDA or MPS where there is one, else the CPU, which also runs ONNX files."""
+    if is_onnx(checkpoint):
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def check_encoder(checkpoint: str, dtype: str) -> str:
+    """The checkpoint, an ONNX file's with its whole path; ValueError for a precision or a file that does not serve."""
+    pick_dtype(dtype, pick_device(checkpoint), checkpoint)
+    return str(read_settings(checkpoint)["file"].resolve()) if is_onnx(checkpoint) else checkpoint
 
 
 @contextmanager
@@ -49,41 +65,49 @@ def quiet() -> Iterator[None]:
         transformers.logging.enable_progress_bar()
 
 
-def pool(model: torch.nn.Module, outputs) -> torch.Tensor:
-    """One row an image, (b, d), from a model's outputs.
-
-    The class token where the model has one (ViT, DeiT, DINO: their `pooler_output` may have weights drawn at
-    random on loading); else the flattened `pooler_output`, an average over the image (ConvNeXT, RegNet,
-    ResNet, MobileNet, Swin). A module of one's own may return its rows as they are.
-    """
-    if isinstance(outputs, torch.Tensor) and outputs.ndim == 2:
-        return outputs
-    if any(name.endswith("cls_token") for name, _ in model.named_parameters()):
-        return outputs.last_hidden_state[:, 0]
-    if getattr(outputs, "pooler_output", None) is not None:
-        return outputs.pooler_output.flatten(1)
-    kind = getattr(getattr(model, "config", model), "model_type", type(model).__name__)
-    raise ValueError(f"A model of type {kind!r} gives neither a class token nor a pooled output to embed images by.")
+def pick_dtype(dtype, device: torch.device, checkpoint="builtin") -> torch.dtype:
+    """A precision by its name or as torch has it; ValueError for one that does not serve here."""
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}, but must be one of {', '.join(DTYPES)}.")
+    if name == "float16" and device.type == "cpu":
+        raise ValueError("float16 is for GPUs, and this is a CPU: take bfloat16 or float32.")
+    if is_onnx(checkpoint) and name != "float32":
+        raise ValueError(f"An ONNX file runs in float32, not in {name}; take the checkpoint that it was made of.")
+    return getattr(torch, name)
 
 
 class Encoder:
     """Images in, embeddings out; made by `load_encoder`.
 
-    dim: the embeddings' length d, taken from a real pass. digest: of weights, configuration and image
-    processor, by which an index knows its encoder again. images_per_second: of the pass that made the last
-    embeddings, decoding included; it is kept with them in the cache.
+    dim: the embeddings' length d, taken from a real pass. pooling: how they are made of the model's outputs, one
+    of `pooling.POOLINGS`, or "rows" for a model that gives them as they are. digest: of weights, configuration,
+    pooling and image processor, by which an index knows its encoder again. images_per_second: of the pass that
+    made the last embeddings, decoding included; it is kept with them in the cache.
     """
 
-    def __init__(self, model: torch.nn.Module, processor, device=None, dtype=None, origin: tuple = ()):
+    def __init__(
+        self, model: torch.nn.Module, processor, device=None, dtype=None, pooling: str | None = None, origin: tuple = ()
+    ):
         self.device = torch.device(device or pick_device())
-        self.dtype = dtype or torch.float32
-        self.model = getattr(model, "base_model", model).to(self.device, self.dtype).eval()
+        self.dtype = pick_dtype(dtype, self.device)
+        self.network = Pooled(model, pooling).to(self.device, self.dtype).eval()
+        self.model = self.network.model
+        if any(isinstance(part, torch.nn.Conv2d) and part.kernel_size > part.stride for part in self.model.modules()):
+            # Convolutions that overlap run faster on pixels whose colours lie side by side.
+            self.layout = torch.channels_last
+            self.network.to(memory_format=self.layout)
+        else:
+            self.layout = torch.contiguous_format
         self.processor = processor
         self.origin = origin  # load_encoder's arguments, where it was loaded from a checkpoint
+        self.precision = str(self.dtype).removeprefix("torch.")
         self.name = origin[0] if origin else type(self.model).__name__
-        self.digest = self._digest()
         self.images_per_second: float | None = None
-        self.dim = self._forward(self._prepare([PIL.Image.new("RGB", (64, 64))])).shape[1]
+        with torch.inference_mode():
+            self.dim = self.network.settle(self.place(self.example()))
+        self.pooling = self.network.pooling
+        self.digest = self._digest()
 
     def _digest(self) -> str:
         digest = blake2b(digest_size=16)
@@ -91,9 +115,13 @@ class Encoder:
         processor = self.processor.to_dict() if hasattr(self.processor, "to_dict") else {}
         unstable = ("_name_or_path", "transformers_version", "architectures", "dtype")
         settings = {key: value for key, value in config.items() if key not in unstable}
-        digest.update(json.dumps([settings, processor], sort_keys=True, default=str).encode())
+        content = getattr(self.model, "content", None)  # of an ONNX file
+        backend = getattr(self.processor, "backend", None)  # pillow's pixels are not torchvision's
+        parts = [settings, processor, backend, self.pooling, content]
+        digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
         for name, weights in sorted(self.model.state_dict().items()):
-            if not name.startswith("pooler."):  # drawn anew at every load where the checkpoint has none
+            # Where it is not used, a pooler may be drawn anew at every load.
+            if self.pooling == "pooler" or not name.startswith("pooler."):
                 digest.update(name.encode())
                 digest.update(weights.float().cpu().contiguous().numpy())
         return digest.hexdigest()
@@ -104,14 +132,25 @@ class Encoder:
             return load_in_worker, self.origin, {"digest": self.digest}
         return super().__reduce__()
 
+    def example(self) -> torch.Tensor:
+        """Pixels (2, 3, h, w) of two copies of an image."""
+        return self._prepare([PIL.Image.new("RGB", (64, 64))] * 2)
+
     def _prepare(self, sources: Sequence) -> torch.Tensor:
         images = [open_image(source) for source in sources]
         return self.processor(images, return_tensors="pt")["pixel_values"]
 
+    def place(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (b, 3, h, w) where and how the network takes them: device, precision, layout in memory."""
+        return pixels.to(self.device, self.dtype, memory_format=self.layout)
+
+    def step(self, batch_size: int) -> int:
+        """How many images go through the network at a time."""
+        return min(batch_size, CPU_STEP) if self.device.type == "cpu" else batch_size
+
     @torch.inference_mode()
     def _forward(self, pixels: torch.Tensor) -> np.ndarray:
-        pixels = pixels.to(self.device, self.dtype)
-        return pool(self.model, self.model(pixels)).float().cpu().numpy()
+        return self.network(self.place(pixels)).float().cpu().numpy()
 
     def embed(self, images, batch_size: int = 48) -> np.ndarray:
         """Embed images into rows (n, d), float32, as the model gives them (not normalised).
@@ -122,7 +161,7 @@ class Encoder:
         if not isinstance(images, Dataset) or not len(images):
             return self._embed(images, batch_size)
         sources = images.cast_column("image", Image(decode=False))["image"]
-        key = f"{fingerprint(images)}-{self.digest}-{str(self.dtype).rpartition('.')[2]}"
+        key = f"{fingerprint(images)}-{self.digest}-{self.precision}"
         file = cache_folder("embeddings") / f"{blake2b(key.encode(), digest_size=16).hexdigest()}.npz"
         try:
             with np.load(file) as kept:
@@ -138,61 +177,69 @@ class Encoder:
     def _embed(self, sources: Sequence, batch_size: int) -> np.ndarray:
         if not len(sources):
             return np.empty((0, self.dim), np.float32)
-        start = time.perf_counter()
-        batches = (sources[i : i + batch_size] for i in range(0, len(sources), batch_size))
-        rows = []
-        with tqdm(total=len(sources), desc="embedding", unit="image", delay=1) as bar, ThreadPoolExecutor(1) as ahead:
-            # The next batch is decoded and resized while the model works on this one.
-            waiting = ahead.submit(self._prepare, next(batches))
-            while waiting is not None:
-                pixels = waiting.result()
-                following = next(batches, None)
-                waiting = None if following is None else ahead.submit(self._prepare, following)
+        start, rows = time.perf_counter(), []
+        step = self.step(batch_size)
+        batches = (sources[i : i + step] for i in range(0, len(sources), step))
+        with (
+            tqdm(total=len(sources), desc="embedding", unit="image", delay=1) as bar,
+            ThreadPoolExecutor(AHEAD) as pool,
+        ):
+            # The next batches are decoded and resized while the model works on this one.
+            waiting = deque(pool.submit(self._prepare, batch) for batch in islice(batches, AHEAD + 1))
+            while waiting:
+                pixels = waiting.popleft().result()
+                waiting.extend(pool.submit(self._prepare, batch) for batch in islice(batches, 1))
                 rows.append(self._forward(pixels))
                 bar.update(len(pixels))
         self.images_per_second = len(sources) / (time.perf_counter() - start)
         return np.concatenate(rows)
 
 
-def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None) -> Encoder:
+def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, pooling=None) -> Encoder:
     """Load an encoder.
 
     checkpoint: "builtin" (a small ViT trained on drawn leaves), a folder in transformers format, a Hub id
-    (`owner/name` or `owner/name@revision`), or a torch.nn.Module with its image processor in `processor`
-    (which may be left out where the module was itself loaded from a checkpoint). device: "cuda", "mps", "cpu";
-    by default the first that is there. dtype: torch.float32 by default. Only safetensors are read. Raises
-    ValueError where there is no such checkpoint, ConnectionError where the Hub cannot be reached.
+    (`owner/name` or `owner/name@revision`), an ONNX file that `python -m imgsim export` wrote, or a
+    torch.nn.Module with its image processor in `processor` (which may be left out where the module was itself
+    loaded from a checkpoint). device: "cuda", "mps", "cpu"; by default the first that is there. dtype: "float32"
+    (the default), "bfloat16" or, on a GPU, "float16". pooling: one of `pooling.POOLINGS`; by default the one that
+    suits the model. Only safetensors are read. Raises ValueError where there is no such checkpoint or it cannot
+    embed images, ConnectionError where the Hub cannot be reached.
     """
     if isinstance(checkpoint, torch.nn.Module):
-        if processor is None:
-            name = getattr(checkpoint, "name_or_path", "")
-            if not name:
-                raise ValueError("A model given as a module needs its image processor: processor=...")
-            try:
-                processor = AutoImageProcessor.from_pretrained(locate(name, "checkpoint"), backend="pil")
-            except OSError as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise ValueError(f"{name!r} has no image processor: {reason}") from error
-        return Encoder(checkpoint, processor, device, dtype)
+        name = getattr(checkpoint, "name_or_path", "")
+        if processor is None and not name:
+            raise ValueError("A model given as a module needs its image processor: processor=...")
+        processor = processor or read_processor(locate(name, "checkpoint"), checkpoint)
+        return Encoder(checkpoint, processor, device, dtype, pooling)
+    origin = (str(checkpoint), device, dtype, processor, pooling)
+    if is_onnx(checkpoint):
+        settings, place = read_settings(checkpoint, processor), torch.device(device or "cpu")
+        precision = pick_dtype(dtype, place, checkpoint)
+        if place.type != "cpu":
+            raise ValueError(f"An ONNX file runs on the CPU, not on {place.type}; take the checkpoint it was made of.")
+        return Encoder(OnnxModel(settings), processor or onnx_processor(settings), place, precision, pooling, origin)
     folder = BUILTIN if checkpoint == "builtin" else locate(str(checkpoint), "checkpoint")
     try:
         with quiet():
             model, report = AutoModel.from_pretrained(
                 folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-            missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+            missing = sorted(
+                name for name in report["missing_keys"] if pooling == "pooler" or not name.startswith("pooler.")
+            )
             if missing:
                 raise ValueError(f"its weights lack {len(missing)} of the model's, such as {missing[0]}")
-            origin = (str(checkpoint), device, dtype, processor)
-            processor = processor or AutoImageProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"checkpoint {str(checkpoint)!r} cannot be loaded as a vision model: {reason}") from error
-    return Encoder(model, processor, device, dtype, origin=origin)
+            processor = processor or read_processor(folder, model)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ValueError(
+            f"checkpoint {str(checkpoint)!r} cannot be loaded as a vision model: {first_line(error)}"
+        ) from error
+    return Encoder(model, processor, device, dtype, pooling, origin)
 
 
-def load_in_worker(checkpoint: str, device, dtype, processor) -> Encoder:
+def load_in_worker(*arguments) -> Encoder:
     """Load an encoder that was pickled by its name."""
     if os.getpid() != PROCESS:
         torch.set_num_threads(1)  # a forked process that starts OpenMP's threads again hangs for ever
-    return load_encoder(checkpoint, device, dtype, processor)
+    return load_encoder(*arguments)

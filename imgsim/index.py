@@ -258,7 +258,8 @@ class BuildLSHTable:
         values += (candidates.signatures, candidates.points)
         manifest = {name: getattr(self, name) for name in SETTINGS}
         manifest |= {"count": len(self), "build_seconds": self.build_seconds}
-        manifest["encoder"] = {name: getattr(self.encoder, name, None) for name in ("name", "digest")}
+        about = {name: getattr(self.encoder, name, None) for name in ("name", "digest", "pooling")}
+        manifest["encoder"] = about | {"dtype": getattr(self.encoder, "precision", None)}
         write_arrays(folder, manifest, dict(zip(ARRAYS, values, strict=True)))
         return Path(folder)
 

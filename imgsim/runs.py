@@ -30,6 +30,7 @@ DEFAULTS = {
     "seed": 0,
     "top_k": 5,
     "batch_size": 48,
+    "dtype": "float32",
 }
 LIBRARIES = ("imgsim", "numpy", "pillow", "torch", "transformers", "datasets", "papermill")
 
@@ -74,7 +75,7 @@ def find_inputs(settings: dict) -> tuple[dict, dict, list[dict]]:
     settings, found = dict(settings), {}
     for kind in ("dataset", "checkpoint"):
         name, options = split_source(settings[kind]) if kind == "dataset" else (settings[kind], {})
-        if name == "builtin":
+        if name == "builtin" or (kind == "checkpoint" and name.endswith(".onnx")):
             continue
         folder = locate(name, kind)
         if folder.parent.name == "snapshots":  # the Hub's cache: its folders are named by commit
@@ -83,6 +84,10 @@ def find_inputs(settings: dict) -> tuple[dict, dict, list[dict]]:
             settings[kind] = join_source(str(folder), options)
         if kind == "checkpoint" and not ((folder / "config.json").exists() and any(folder.glob("*.safetensors"))):
             raise ValueError(f"checkpoint {str(folder)!r}: there is no config.json with safetensors weights beside it.")
+    if settings["checkpoint"].endswith(".onnx") or settings["dtype"] != DEFAULTS["dtype"]:
+        from imgsim.encoder import check_encoder  # loads torch
+
+        settings["checkpoint"] = check_encoder(settings["checkpoint"], settings["dtype"])
     images = load_images(settings["dataset"])
     splits = candidates_and_queries(images, settings["seed"])
     found |= dict(zip(("candidates", "queries"), map(fingerprint, splits), strict=True))

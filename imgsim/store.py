@@ -28,6 +28,16 @@ def cache_folder(name: str = "") -> Path:
     return folder
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without its further explanations."""
+    return str(error).strip().partition("\n")[0]
+
+
+def cache_megabytes() -> float:
+    """How much the cache holds."""
+    return sum(file.lstat().st_size for file in cache_folder().rglob("*") if file.is_file()) / 1e6
+
+
 @contextmanager
 def write_whole(path) -> Iterator[Path]:
     """Give a path beside this one to write to; it takes this one's place at the end, or vanishes on an error."""

@@ -4,6 +4,8 @@ import json
 import logging
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import dill
@@ -19,13 +21,6 @@ from imgsim import load_encoder
 from imgsim.encoder import Encoder
 
 ALIKE = 1e-5  # float32 sums are rounded differently in batches of another size; embeddings are about 1
-CONVOLUTIONS = {  # configurations small enough to be made at once, and the embeddings' length
-    "ConvNext": ({"hidden_sizes": [8, 12], "depths": [1, 1], "num_stages": 2}, 12),
-    "RegNet": ({"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8}, 16),
-    "ResNet": ({"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}, 16),
-    "MobileNetV1": ({"depth_multiplier": 0.25, "image_size": 32}, 256),
-    "Swin": ({"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}, 16),
-}
 
 
 @pytest.fixture
@@ -96,21 +91,6 @@ def test_two_loads_of_a_vit_give_the_same_embeddings(checkpoint, encoder, images
     poolers = [one.model.pooler.dense.weight for one in (encoder, again)]
     assert not torch.equal(*poolers)  # drawn at random at every load, so this test can fail
     np.testing.assert_array_equal(again.embed(images["test"]["image"]), encoder.embed(images["test"]["image"]))
-
-
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_models_without_a_class_token_are_pooled_over_the_image(name, images, tmp_path):
-    settings, dim = CONVOLUTIONS[name]
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**settings)).eval()
-    model.save_pretrained(tmp_path)
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    encoder = load_encoder(tmp_path, device="cpu")
-    with torch.inference_mode():
-        pooled = model(encoder._prepare(images["test"]["image"])).pooler_output
-    rows = encoder.embed(images["test"]["image"])
-    assert rows.shape == (9, dim) and encoder.dim == dim
-    np.testing.assert_allclose(rows, pooled.flatten(1).numpy(), atol=ALIKE)
 
 
 def test_a_classifier_loads_without_a_word(checkpoint, encoder, images, capfd, caplog):
@@ -357,3 +337,79 @@ def test_real_checkpoints(name, dim, real):
     rows = encoder.embed(photographs)
     assert rows.shape == (len(photographs), dim) and encoder.dim == dim
     np.testing.assert_allclose(encoder.embed(photographs, 2), rows, atol=1e-4)  # values up to 6, many layers
+
+
+def test_precision_is_known_by_name(checkpoint, encoder, refused):
+    assert encoder.precision == "float32" and encoder.dtype == torch.float32
+    by_name, as_torch_has_it = (load_encoder(checkpoint, "cpu", dtype) for dtype in ("bfloat16", torch.bfloat16))
+    assert by_name.precision == as_torch_has_it.precision == "bfloat16"
+    for dtype in ("float16", torch.float16):
+        with refused("float16 is for GPUs"):
+            load_encoder(checkpoint, "cpu", dtype)
+    for dtype in ("float64", "half", torch.int8, 32):
+        with refused("float32, bfloat16, float16"):
+            load_encoder(checkpoint, "cpu", dtype)
+
+
+def test_another_pooling_is_embedded_again(checkpoint, encoder, images, own_cache):
+    rows, mean = encoder.embed(images["test"]), load_encoder(checkpoint, "cpu", pooling="mean").embed(images["test"])
+    assert np.abs(rows - mean).max() > 0.1 and len(list(own_cache.iterdir())) == 2
+
+
+def test_one_changed_weight_or_image_is_embedded_again_and_nothing_else(
+    copy, images, own_cache, passes, draw, tmp_path
+):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        draw(i).save(path)
+
+    def embedded() -> int:
+        """How many images went through the model."""
+        encoder = load_encoder(copy, device="cpu")
+        before = sum(passes)
+        encoder.embed(byte_backed(paths))
+        return sum(passes) - before
+
+    assert [embedded(), embedded()] == [3, 0]
+    change_weights(copy, lambda weights: weights | {"vit.layernorm.bias": weights["vit.layernorm.bias"] + 1e-3})
+    assert [embedded(), embedded()] == [3, 0]
+    draw(7).save(paths[1])
+    assert [embedded(), embedded()] == [3, 0]
+
+
+OTHER = """
+import sys
+from pathlib import Path
+
+from imgsim import load_encoder, load_images
+
+checkpoint, folder, cache = sys.argv[1:]
+images, encoder = load_images(folder)["test"], load_encoder(checkpoint, "cpu")
+for _ in range(30):
+    encoder.embed(images)
+    for file in Path(cache).glob("[!.]*"):
+        file.unlink(missing_ok=True)
+"""
+
+
+def test_two_processes_may_use_the_cache_at_once(checkpoint, image_folder, encoder, images, own_cache):
+    expected = encoder.embed(images["test"]["image"])
+    other = subprocess.Popen([sys.executable, "-c", OTHER, str(checkpoint), str(image_folder), own_cache])
+    while other.poll() is None:  # while the other one writes and clears away the same file
+        np.testing.assert_array_equal(encoder.embed(images["test"]), expected)
+    assert other.returncode == 0 and not list(own_cache.glob(".*"))
+
+
+def test_what_is_passed_at_a_time_suits_the_device(encoder):
+    assert [encoder.step(size) for size in (1, 8, 48)] == [1, 8, 8]
+
+
+def test_convolutions_run_on_colours_side_by_side(encoder):
+    torch.manual_seed(0)
+    model = transformers.ResNetModel(
+        transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    )
+    convolutional = load_encoder(model, "cpu", processor=encoder.processor)
+    pixels = torch.zeros(2, 3, 32, 32)
+    assert convolutional.place(pixels).is_contiguous(memory_format=torch.channels_last)
+    assert encoder.place(pixels).is_contiguous()

@@ -10,7 +10,7 @@ from imgsim.__main__ import main
 from imgsim.runs import DEFAULTS, NOTEBOOKS, ROOT, check, replacing, run_name
 
 KEYS = {
-    *("schema", "dataset", "checkpoint", "dim", "hash_size", "num_tables", "probes", "seed"),
+    *("schema", "dataset", "checkpoint", "dim", "hash_size", "num_tables", "probes", "seed", "dtype"),
     *("candidates", "queries"),
     *("exact_label_precision_at_5", "label_precision_at_5", "recall_at_10", "candidate_fraction", "compared_fraction"),
     *("participation_ratio", "embed_images_per_second", "build_seconds", "query_ms"),
@@ -38,6 +38,8 @@ def test_run_leaves_everything_it_promises(toy_run):
     assert not any(path.name.startswith(folder.name + ".") for path in folder.parent.iterdir())
     settings = json.loads((folder / "run.json").read_text())["settings"]
     assert settings["hash_size"] == 6 and settings["num_tables"] == 3  # from the file; from the option before it
+    made_with = json.loads((folder / "index" / "manifest.json").read_text())["encoder"]
+    assert (made_with["pooling"], made_with["dtype"]) == ("class token", "bfloat16")
 
 
 def test_metrics_hold_every_key_and_repeat_but_for_times(toy_run):
@@ -81,6 +83,7 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
         (["--hash-size", "65"], "hash_size is 65"),
         (["--num-tables", "0"], "num_tables is 0"),
         (["--top-k", "0"], "top_k is 0"),
+        (["--dtype", "float17"], "float17"),
         (["--params", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--params", "MISSPELT"], "hash_sise"),
         (["--params", "WRONG"], "hash_size"),
