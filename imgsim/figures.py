@@ -1,4 +1,7 @@
-"""Every picture of the tutorial. Nothing is computed here: arrays and images in, a figure out."""
+"""Every picture of the tutorial. Nothing is computed here: arrays and images in, a figure out.
+
+Plots are drawn on given axes or on a new figure's, and return them: titles and labels are matplotlib's `axis.set`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.ImageOps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from imgsim.opening import open_image
@@ -32,6 +36,11 @@ def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.3)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     return figure, axes.ravel()
+
+
+def one_axis() -> Axes:
+    """The axes of a new figure that holds one plot."""
+    return panels(1, width=6)[1][0]
 
 
 def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
@@ -81,43 +90,49 @@ def visualize_lsh(lsh_builder, dataset, query: int = 0, top_k: int = 5) -> Figur
     return plot_images(images, captions, colours)
 
 
-def plot_lines(axis, x, lines: dict, xlabel: str, ylabel: str, title: str, points: dict | None = None) -> None:
-    """Draw named lines (len(x),) and, in the same colours, the named measured points over them."""
+def plot_lines(x, lines: dict, points: dict | None = None, axis: Axes | None = None) -> Axes:
+    """Draw named lines (len(x),) and, in the same colours, the named measured points (x, y) over them."""
+    axis = axis or one_axis()
     for name, y in lines.items():
         (line,) = axis.plot(x, y, label=name, linewidth=1.8)
         if points and name in points:
             axis.plot(*points[name], "o", color=line.get_color(), markersize=5)
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if len(lines) > 1:
         axis.legend(fontsize=8)
+    return axis
 
 
-def plot_histograms(axis, groups: dict, bins, xlabel: str, title: str) -> None:
+def plot_histograms(groups: dict, bins, axis: Axes | None = None) -> Axes:
     """Overlay histograms of named groups of numbers, each as a share of its own group."""
+    axis = axis or one_axis()
     for name, values in groups.items():
         axis.hist(values, bins=bins, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name)
-    axis.set(xlabel=xlabel, ylabel="share", title=title)
+    axis.set(ylabel="share")
     axis.legend(fontsize=8)
+    return axis
 
 
-def plot_tradeoff(axis, rows, best: dict, title: str) -> None:
+def plot_tradeoff(rows, best: dict, axis: Axes | None = None) -> Axes:
     """Recall over candidates seen for the rows of a tuning, coloured by hash_size, the best settings ringed."""
+    axis = axis or one_axis()
     for hash_size in sorted({row["hash_size"] for row in rows}):
         chosen = [row for row in rows if row["hash_size"] == hash_size]
         axis.plot(
             [row["candidates"] for row in chosen], [row["recall"] for row in chosen], ".", label=f"{hash_size} bits"
         )
     axis.plot(best["candidates"], best["recall"], "o", markersize=13, fillstyle="none", color=INK, label="chosen")
-    axis.set(xlabel="candidates seen", ylabel="recall", title=title)
+    axis.set(xlabel="candidates seen", ylabel="recall")
     axis.legend(fontsize=8)
+    return axis
 
 
-def plot_bars(axis, names, heights, ylabel: str, title: str) -> None:
+def plot_bars(names, heights, axis: Axes | None = None) -> Axes:
     """One bar a name, its height written above it."""
+    axis = axis or one_axis()
     bars = axis.bar(names, heights, color="#4c78a8", width=0.6)
     axis.bar_label(
         bars, fmt=lambda height: f"{height:.0f}" if height >= 100 else f"{height:.2g}", fontsize=9, padding=2
     )
-    axis.set(ylabel=ylabel, title=title)
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.12)
+    return axis

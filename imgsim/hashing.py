@@ -85,8 +85,9 @@ def hash_func(embeddings, planes: np.ndarray) -> np.ndarray:
 
 
 def column_sums(embeddings: np.ndarray) -> np.ndarray:
-    """The sum (d,) of embeddings (n, d) in double precision: of blocks, whose own sums are short enough for single."""
-    return np.sum([rows.sum(axis=0) for rows in np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))], 0, float)
+    """The sum (d,) of embeddings (n, d) in double precision: of blocks whose own sums are short enough for single."""
+    blocks = np.split(embeddings, range(128, len(embeddings), 128))
+    return np.sum([rows.sum(axis=0) for rows in blocks], axis=0, dtype=np.float64)
 
 
 @dataclass(frozen=True)

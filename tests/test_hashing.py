@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsim import Projection, bool2int, collision_probability, draw_planes, hash_func
-from imgsim.hashing import BLOCK, check_settings, code_dtype, codes_of, signatures
+from imgsim.hashing import BLOCK, check_settings, code_dtype, codes_of, column_sums, signatures
 
 TIE = 1e-4  # a projection this near to 0 may fall on either side: sums are rounded differently by block and loop
 
@@ -105,6 +105,13 @@ def test_margins_are_distances_to_the_planes_and_codes_their_sides():
     assert not ((bits_of(projection(x), 8) != (slow > 0)) & (np.abs(slow) > TIE)).any()
     one = np.concatenate([projection.margins(row) > 0 for row in x])  # as a query's are: sums are rounded differently
     assert (bits_of(projection(x), 8) == one).mean() > 0.9999
+
+
+@pytest.mark.parametrize("n", [0, 3, BLOCK, 2 * BLOCK + 7])
+def test_column_sums_are_those_of_double_precision(n):
+    x = points(n, 3) + 5
+    np.testing.assert_allclose(column_sums(x), x.sum(axis=0, dtype=np.float64), rtol=1e-6)
+    assert column_sums(x).dtype == np.float64
 
 
 def test_one_table_alone_gives_its_column_of_codes():

@@ -360,6 +360,15 @@ def test_additions_of_the_same_kind_do_not_warn():
             index.add(candidates[start : start + 700])
 
 
+def test_the_mean_follows_additions_and_removals():
+    candidates, _ = cone(300, 0)
+    points = normalise(candidates)
+    index = BuildLSHTable(hash_size=8, num_tables=2).build_from_embeddings(candidates[:100])
+    for step in (lambda: index.add(candidates[100:]), lambda: index.remove(np.arange(50)), lambda: index.remove(60)):
+        step()
+        np.testing.assert_allclose(index._built().mean, points[index.lsh.entries.ids].mean(axis=0), atol=1e-6)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.9])
 def test_additions_elsewhere_warn_once_they_weigh(share):
     candidates, _ = cone(1000, 0)
