@@ -145,7 +145,7 @@ def test_opening_leaves_what_was_given_as_it_was():
         (PIL.Image.new("RGB", (1, 600)), "1 x 600"),
         (b"", "empty"),
     ],
-    ids=ascii,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_image_is_refused(source, reason, refused):
     with refused(reason):
