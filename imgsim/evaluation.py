@@ -40,26 +40,31 @@ def recall_at_k(found, true) -> float:
     return float(np.mean([np.isin(t, f).mean() for t, f in zip(np.asarray(true), np.asarray(found), strict=True)]))
 
 
+def same_label(ids, labels, query_labels) -> np.ndarray | None:
+    """Which places of ranked lists (m, k) hold a candidate with the query's label, for the queries that have one."""
+    if labels is None or query_labels is None or not (known := np.asarray(query_labels) >= 0).any():
+        return None
+    ids = np.asarray(ids)[known]
+    return (np.asarray(labels)[ids] == np.asarray(query_labels)[known, None]) & (ids >= 0)
+
+
 def label_precision(ids, labels, query_labels, k: int = 5) -> float | None:
     """The mean share of the first k places (m, >= k) whose label is the query's; an empty place counts as wrong.
 
-    labels (n,) are the candidates', by id; query_labels (m,). None where there are no labels.
+    labels (n,) are the candidates', by id; query_labels (m,), -1 for queries that do not count. None where there are
+    no labels.
     """
-    if labels is None or query_labels is None:
-        return None
-    ids, labels = np.asarray(ids)[:, :k], np.asarray(labels)
-    right = (labels[ids] == np.asarray(query_labels)[:, None]) & (ids >= 0)
-    return float(right.sum() / (len(ids) * k))
+    right = same_label(ids, labels, query_labels)
+    return None if right is None else float(right[:, :k].sum() / (len(right) * k))
 
 
 def mean_average_precision(ids, labels, query_labels) -> float | None:
     """The mean over queries of the average precision of a ranked list (m, k): the precision at each place that holds a
     candidate with the query's label, averaged over those places. None where there are no labels."""
-    if labels is None or query_labels is None:
+    right = same_label(ids, labels, query_labels)
+    if right is None:
         return None
-    ids = np.asarray(ids)
-    right = (np.asarray(labels)[ids] == np.asarray(query_labels)[:, None]) & (ids >= 0)
-    precision = right.cumsum(axis=1) / np.arange(1, ids.shape[1] + 1)
+    precision = right.cumsum(axis=1) / np.arange(1, right.shape[1] + 1)
     return float(np.mean((precision * right).sum(axis=1) / np.maximum(right.sum(axis=1), 1)))
 
 

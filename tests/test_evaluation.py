@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgsim.evaluation import BLOCK, exact_neighbours, label_precision, normalise, participation_ratio, recall_at_k
+from imgsim.evaluation import (
+    BLOCK,
+    exact_neighbours,
+    label_precision,
+    mean_average_precision,
+    normalise,
+    participation_ratio,
+    recall_at_k,
+)
 
 
 def brute_force(queries, candidates, k):
@@ -118,3 +126,10 @@ def test_normalising_twice_changes_nothing(n, dim, seed):
     rows = normalise(np.random.default_rng(seed).standard_normal((n, dim)) * 100)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(normalise(rows), rows, atol=1e-6)
+
+
+def test_queries_without_a_label_do_not_count():
+    ids, labels = [[0, 1], [0, 1], [2, 1]], [0, -1, -1]
+    assert label_precision(ids, labels, [0, -1, -1], k=2) == 0.5 == label_precision(ids[:1], labels, [0], k=2)
+    assert mean_average_precision(ids, labels, [0, -1, -1]) == 1
+    assert label_precision(ids, labels, [-1, -1, -1], k=2) is None
