@@ -3,17 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.installed
+EXTRAS = $(VENV)/.installed-extras
 TORCH = 2.13.0
 OPTIONS = $(if $(DATASET),--dataset "$(DATASET)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
 	$(if $(HASH_SIZE),--hash-size "$(HASH_SIZE)") $(if $(NUM_TABLES),--num-tables "$(NUM_TABLES)") \
 	$(if $(PARAMS),--params "$(PARAMS)") $(if $(OUTPUT),--output "$(OUTPUT)")
+
+FREEZE = build/pins/bin/pip freeze --exclude imgsim | sed 's/+[a-z0-9.]*$$//'
 
 .PHONY: run test lab notebooks address pins clean
 
 run: $(READY) ## notebooks 01 to 04, on the built-in images or on DATASET= CHECKPOINT= HASH_SIZE= NUM_TABLES= OUTPUT=
 	$(BIN)/python -m imgsim run $(OPTIONS)
 
-test: $(READY) ## everything that is promised, on two cores, without a network
+test: $(EXTRAS) ## everything that is promised, on two cores, without a network
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with tests/nbval.cfg tests notebooks/0[1-9]*.ipynb
@@ -27,11 +30,13 @@ notebooks: $(READY) ## execute notebooks 01 to 04 in place, to store new outputs
 address: $(READY) ## after a change of the repository's address in pyproject.toml: write it into the notebooks
 	$(BIN)/python tests/refresh.py --address
 
-pins: ## compile requirements.txt from pyproject.toml
+pins: ## compile requirements.txt and requirements-extras.txt from pyproject.toml
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
 	build/pins/bin/pip install -q torch==$(TORCH) ".[notebooks,test]"
-	(echo "# Exact pins, compiled from pyproject.toml by make pins."; \
-	 build/pins/bin/pip freeze --exclude imgsim | sed 's/+[a-z0-9.]*$$//') > requirements.txt
+	(echo "# Exact pins, compiled from pyproject.toml by make pins."; $(FREEZE)) > requirements.txt
+	build/pins/bin/pip install -q ".[onnx]"
+	(echo "# Exact pins of what the extras need beyond requirements.txt, compiled by make pins; make test installs them."; \
+	 $(FREEZE) | grep -vxFf requirements.txt) > requirements-extras.txt
 
 clean: ## remove the environment; images and embeddings in the cache too
 	rm -rf $(VENV) build "$${IMGSIM_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/imgsim}"
@@ -41,4 +46,8 @@ $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+$(EXTRAS): $(READY) requirements-extras.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-extras.txt
 	touch $@
