@@ -82,8 +82,9 @@ class Encoder:
 
     dim: the embeddings' length d, taken from a real pass. pooling: how they are made of the model's outputs, one
     of `pooling.POOLINGS`, or "rows" for a model that gives them as they are. digest: of weights, configuration,
-    pooling and image processor, by which an index knows its encoder again. images_per_second: of the pass that
-    made the last embeddings, decoding included; it is kept with them in the cache.
+    pooling, precision and image processor, by which the cache and an index know their encoder again.
+    images_per_second: of the pass that made the last embeddings, decoding included; it is kept with them in the
+    cache.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Encoder:
         settings = {key: value for key, value in config.items() if key not in unstable}
         content = getattr(self.model, "content", None)  # of an ONNX file
         backend = getattr(self.processor, "backend", None)  # pillow's pixels are not torchvision's
-        parts = [settings, processor, backend, self.pooling, content]
+        parts = [settings, processor, backend, self.pooling, self.precision, content]
         digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
         for name, weights in sorted(self.model.state_dict().items()):
             # Where it is not used, a pooler may be drawn anew at every load.
@@ -125,6 +126,10 @@ class Encoder:
                 digest.update(name.encode())
                 digest.update(weights.float().cpu().contiguous().numpy())
         return digest.hexdigest()
+
+    def about(self) -> dict[str, str]:
+        """What an index remembers of its encoder."""
+        return {"name": self.name, "digest": self.digest, "pooling": self.pooling, "dtype": self.precision}
 
     def __reduce__(self):
         # Workers of Dataset.map load the checkpoint again, and its fingerprint need not pickle the weights.
@@ -161,7 +166,7 @@ class Encoder:
         if not isinstance(images, Dataset) or not len(images):
             return self._embed(images, batch_size)
         sources = images.cast_column("image", Image(decode=False))["image"]
-        key = f"{fingerprint(images)}-{self.digest}-{self.precision}"
+        key = f"{fingerprint(images)}-{self.digest}"
         file = cache_folder("embeddings") / f"{blake2b(key.encode(), digest_size=16).hexdigest()}.npz"
         try:
             with np.load(file) as kept:
