@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from transformers import AutoModel
 
-from imgsim.encoder import Encoder, load_encoder
+from imgsim.encoder import UNTRAINED, load_encoder
 from imgsim.evaluation import exact_neighbours, label_precision, participation_ratio
 from imgsim.images import candidates_and_queries, labels_of, load_images, open_image
 
@@ -22,8 +20,7 @@ def assess(dataset: str = "builtin", checkpoint: str = "builtin") -> str:
     """Exact label precision at 5 and participation ratio of a checkpoint on a data set, as a small table."""
     candidates, queries = candidates_and_queries(load_images(dataset))
     trained = load_encoder(checkpoint)
-    torch.manual_seed(0)
-    untrained = Encoder(AutoModel.from_config(trained.model.config), trained.processor)
+    untrained = load_encoder(UNTRAINED + checkpoint)
     lines = [f"{'':24}{'precision@5':>12}{'participation ratio':>21}"]
     for name, embed in (("checkpoint", trained.embed), ("the same, untrained", untrained.embed), ("pixels", shrink)):
         rows = embed(candidates)

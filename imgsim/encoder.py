@@ -26,6 +26,7 @@ from imgsim.store import cache_folder, locate, write_whole
 
 PROCESS = os.getpid()
 BUILTIN = Path(__file__).parent / "assets" / "leaf-vit"
+UNTRAINED = "untrained:"  # before a checkpoint's name: the same network as it was before any training
 
 
 def pick_device() -> torch.device:
@@ -157,8 +158,9 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None) 
     """Load an encoder.
 
     checkpoint: "builtin" (a small ViT trained on drawn leaves), a folder in transformers format, a Hub id
-    (`owner/name` or `owner/name@revision`), or a torch.nn.Module with its image processor in `processor`
-    (which may be left out where the module was itself loaded from a checkpoint). device: "cuda", "mps", "cpu";
+    (`owner/name` or `owner/name@revision`), any of them after "untrained:" for the same network with random
+    weights (always the same ones), or a torch.nn.Module with its image processor in `processor` (which may be
+    left out where the module was itself loaded from a checkpoint). device: "cuda", "mps", "cpu";
     by default the first that is there. dtype: torch.float32 by default. Only safetensors are read. Raises
     ValueError where there is no such checkpoint, ConnectionError where the Hub cannot be reached.
     """
@@ -173,12 +175,17 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None) 
                 reason = str(error).strip().partition("\n")[0]
                 raise ValueError(f"{name!r} has no image processor: {reason}") from error
         return Encoder(checkpoint, processor, device, dtype)
-    folder = BUILTIN if checkpoint == "builtin" else locate(str(checkpoint), "checkpoint")
+    name = str(checkpoint).removeprefix(UNTRAINED)
+    folder = BUILTIN if name == "builtin" else locate(name, "checkpoint")
     try:
         with quiet():
             model, report = AutoModel.from_pretrained(
                 folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
+            if name != str(checkpoint):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    model, report = AutoModel.from_config(model.config), {"missing_keys": []}
             missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
             if missing:
                 raise ValueError(f"its weights lack {len(missing)} of the model's, such as {missing[0]}")
