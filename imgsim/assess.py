@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from imgsim.encoder import UNTRAINED, load_encoder
+from imgsim.encoder import load_encoder
 from imgsim.evaluation import exact_neighbours, label_precision, participation_ratio
 from imgsim.images import candidates_and_queries, labels_of, load_images, open_image
+from imgsim.store import UNTRAINED
 
 PIXELS = 16  # images shrunk to 16 x 16 RGB: what colour and layout alone tell
 

@@ -22,11 +22,10 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from imgsim.images import fingerprint, open_image
-from imgsim.store import cache_folder, locate, write_whole
+from imgsim.store import UNTRAINED, cache_folder, locate, write_whole
 
 PROCESS = os.getpid()
 BUILTIN = Path(__file__).parent / "assets" / "leaf-vit"
-UNTRAINED = "untrained:"  # before a checkpoint's name: the same network as it was before any training
 
 
 def pick_device() -> torch.device:

@@ -120,3 +120,25 @@ def plot_bars(axis, names, heights, ylabel: str, title: str) -> None:
     axis.set(ylabel=ylabel, title=title)
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.12)
+
+
+def plot_fronts(axis, groups: dict, xlabel: str, ylabel: str, title: str) -> None:
+    """Named groups of points (x, y, best): all as faint dots, those in the mask `best` joined by a line."""
+    for name, (x, y, best) in groups.items():
+        (dots,) = axis.plot(x, y, "o", alpha=0.35, markersize=5)
+        order = np.argsort(x[best])
+        axis.plot(x[best][order], y[best][order], "o-", color=dots.get_color(), markersize=6, label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.legend(fontsize=8)
+
+
+def plot_heat(axis, grid: np.ndarray, rows, columns, ylabel: str, xlabel: str, title: str, colours="viridis") -> None:
+    """Shares (rows, columns) as coloured fields with their numbers; a field that was not measured stays empty."""
+    axis.imshow(grid, vmin=0, vmax=1, cmap=colours, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            colour = "white" if (value < 0.6) == (colours == "viridis") else INK
+            axis.text(column, row, f"{value:.0%}", ha="center", va="center", color=colour, fontsize=9)
+    axis.set(xticks=range(len(columns)), yticks=range(len(rows)), xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.set_xticklabels(columns), axis.set_yticklabels(rows)
+    axis.grid(visible=False)

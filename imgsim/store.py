@@ -17,6 +17,7 @@ import numpy as np
 FORMAT = 1  # of an index's folder
 MANIFEST = "manifest.json"
 CHECKPOINT_FILES = ["*.json", "*.safetensors"]
+UNTRAINED = "untrained:"  # before a checkpoint's name: the same network with random weights
 HUB_TIMEOUT = 5  # seconds; without a network transformers and datasets would try for over a minute
 
 
@@ -26,6 +27,18 @@ def cache_folder(name: str = "") -> Path:
     folder = Path(root).expanduser() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def environ(**values: str) -> Iterator[None]:
+    """Environment variables that hold for a while, for the processes started meanwhile too."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextmanager
