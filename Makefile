@@ -8,10 +8,13 @@ OPTIONS = $(if $(DATASET),--dataset "$(DATASET)") $(if $(CHECKPOINT),--checkpoin
 	$(if $(HASH_SIZE),--hash-size "$(HASH_SIZE)") $(if $(NUM_TABLES),--num-tables "$(NUM_TABLES)") \
 	$(if $(PARAMS),--params "$(PARAMS)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
-.PHONY: run test lab notebooks address pins clean
+.PHONY: run sweep test lab notebooks address pins clean
 
 run: $(READY) ## notebooks 01 to 04, on the built-in images or on DATASET= CHECKPOINT= HASH_SIZE= NUM_TABLES= OUTPUT=
 	$(BIN)/python -m imgsim run $(OPTIONS)
+
+sweep: $(READY) ## checkpoints and hash settings side by side: FILE=params/sweep.yaml, OUTPUT=
+	$(BIN)/python -m imgsim sweep $(or $(FILE),params/sweep.yaml) $(if $(OUTPUT),--output "$(OUTPUT)")
 
 test: $(READY) ## everything that is promised, on two cores, without a network
 	$(BIN)/ruff check .

@@ -14,13 +14,11 @@ from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 
-import nbformat
 import yaml
 from datasets import Dataset, Image
 
 from imgsim.hashing import check_settings
 from imgsim.images import candidates_and_queries, fingerprint, load_images
-from imgsim.report import write_report
 from imgsim.store import UNTRAINED, locate, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,8 +118,8 @@ def code_digest() -> str:
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     for name in (*NOTEBOOKS, POINT):
-        cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
-        digest.update("\0".join(cell.source for cell in cells if cell.cell_type == "code").encode())
+        cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        digest.update("\0".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").encode())
     return digest.hexdigest()
 
 
@@ -196,6 +194,8 @@ def run(settings: dict, output=None) -> Path:
     Raises ValueError or ConnectionError, before anything is run or written, where a setting, the data set or
     the checkpoint is wrong, and PapermillExecutionError where a notebook fails.
     """
+    from imgsim.report import write_report  # nbconvert takes a second to import
+
     settings, found = find_inputs(check(settings))
     splits = candidates_and_queries(load_images(settings["dataset"]), settings["seed"])
     found |= digests_of(splits)
