@@ -10,8 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from packaging.requirements import Requirement
 from baseline import BAND, SAME, compare
+from packaging.requirements import Requirement
 from refresh import WIDGET, address, readdress, rewrite
 
 from imgsim.extras.sweep import read_points
