@@ -24,7 +24,7 @@ test: $(READY) ## everything that is promised, on two cores, without a network
 lab: $(READY) ## JupyterLab with this environment's kernel
 	$(BIN)/jupyter lab notebooks
 
-notebooks: $(READY) ## execute notebooks 01 to 04 in place, to store new outputs
+notebooks: $(READY) ## execute the notebooks in place, to store new outputs
 	$(BIN)/python tests/refresh.py
 
 address: $(READY) ## after a change of the repository's address in pyproject.toml: write it into the notebooks
