@@ -44,7 +44,6 @@ def decisive(kept: dict) -> dict:
         "projection": projection,
         "index": {name: digest for name, digest in digests["index"].items() if name not in projection},
         "code": made_by["code"],
-        "commit": (made_by["commit"], made_by["changed"]),
         "machine": made_by["machine"],
     }
     return parts | {f"version of {name}": number for name, number in made_by["versions"].items()}
