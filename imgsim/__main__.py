@@ -113,7 +113,9 @@ def execute(options: argparse.Namespace) -> int:
         from imgsim.extras.sweep import sweep
 
         folder, table = sweep(options.file, options.output, options.jobs)
-        print(f"Answer: {folder / 'report.html'}\nTable:  {folder / 'results.csv'}")
+        if (folder / "report.html").exists():
+            print(f"Answer: {folder / 'report.html'}")
+        print(f"Table:  {folder / 'results.csv'}")
         failed = int(table["error"].notna().sum())
         if failed:
             print(

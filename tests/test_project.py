@@ -14,7 +14,7 @@ from baseline import BAND, SAME, compare
 from packaging.requirements import Requirement
 from refresh import WIDGET, address, readdress, rewrite
 
-from imgsim.extras.sweep import read_points
+from imgsim.extras.points import read_points
 from imgsim.runs import DEFAULTS, check, read_params
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from test_runs import KEYS, TIMES
 from imgsim.__main__ import main
 from imgsim.encoder import load_encoder
 from imgsim.evaluation import evaluate
+from imgsim.extras import points as points_module
 from imgsim.extras import sweep
 from imgsim.extras.answer import name_series, on_front, over_seeds, recommend
 from imgsim.extras.inputs import read_inputs, write_inputs
@@ -31,11 +33,15 @@ CHANGING = ["seconds", *TIMES]
 
 @pytest.fixture(scope="module")
 def sweep_file(tmp_path_factory, image_folder, checkpoint):
-    """Four points, the last of which asks for more matches than memory can hold."""
+    """Three good points, one that asks for more matches than memory can hold, one with a damaged checkpoint."""
     path = tmp_path_factory.mktemp("sweep") / "toy.yaml"
+    broken = path.parent / "broken"
+    shutil.copytree(checkpoint, broken)
+    (broken / "model.safetensors").write_bytes(b"cut short")
     points = {"one": {"seed": 3}, "untrained": {"checkpoint": f"untrained:{checkpoint}"}, "bits": {"hash_size": 9}}
     content = {"dataset": str(image_folder), "checkpoint": str(checkpoint), "hash_size": 4, "num_tables": 3}
-    path.write_text(yaml.safe_dump(content | {"points": points | {"greedy": {"top_k": 10**12}}}, sort_keys=False))
+    points |= {"greedy": {"top_k": 10**12}, "broken": {"checkpoint": str(broken)}}
+    path.write_text(yaml.safe_dump(content | {"points": points}, sort_keys=False))
     return path
 
 
@@ -49,7 +55,7 @@ def toy_sweep(sweep_file):
 
 def test_table_holds_a_row_a_point_with_settings_metrics_and_versions(toy_sweep):
     folder, _, table = toy_sweep
-    assert list(table["point"]) == ["one", "untrained", "bits", "greedy"]
+    assert list(table["point"]) == ["one", "untrained", "bits", "greedy", "broken"]
     assert {*DEFAULTS, *KEYS, "seconds", "version_numpy", "version_code", "error"} <= set(table.columns)
     good = table[:3]
     assert list(good["hash_size"]) == [4, 4, 9] and list(good["seed"]) == [3, 0, 0]
@@ -68,9 +74,10 @@ def test_a_point_measures_what_a_run_measures(toy_sweep, images, encoder):
     }
 
 
-def test_a_failed_point_is_recorded_and_stops_no_other(toy_sweep):
+def test_failed_points_are_recorded_and_stop_no_other(toy_sweep):
     folder, code, table = toy_sweep
-    assert code == 1 and table["error"].notna().tolist() == [False, False, False, True]
+    assert code == 1 and table["error"].notna().tolist() == [False, False, False, True, True]
+    assert "cannot be loaded as a vision model" in table["error"][4]
     assert "allocate" in table["error"][3] and table["recall_at_10"].isna()[3]
     place = folder / table["folder"][3]
     cells = json.loads((place / "point.ipynb").read_text())["cells"]
@@ -100,7 +107,7 @@ def test_killed_half_way_it_goes_on_where_it_stopped(toy_sweep, sweep_file):
     finished = [file for done in folder.glob("points/*/run.json") for file in done.parent.rglob("*")]
     before = {file: file.stat().st_mtime_ns for file in finished}
     assert 0 < len({file.parent for file in finished if file.name == "run.json"}) < 3
-    assert main(arguments) == 1  # the greedy point fails as before
+    assert main(arguments) == 1  # two points fail as before
     assert {file: file.stat().st_mtime_ns for file in finished} == before
     again = pd.read_parquet(folder / "results.parquet")
     table = toy_sweep[2]
@@ -125,6 +132,16 @@ def test_a_finished_point_is_used_again_only_if_it_would_come_out_the_same(chang
     elif change == "half":
         (tmp_path / "run.json").unlink()
     assert sweep.finished(job, made_by) == (change == "nothing")
+
+
+def test_where_no_point_can_run_there_is_no_report(sweep_file, tmp_path, capsys):
+    content = yaml.safe_load(sweep_file.read_text())
+    content |= {"checkpoint": content.pop("points")["broken"]["checkpoint"]}
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(content))
+    assert main(["sweep", str(tmp_path / "broken.yaml"), "--output", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    assert "report.html" not in out and "results.csv" in out and "1 of 1 points failed" in err
+    assert not (tmp_path / "out" / "report.html").exists()
 
 
 def test_product_and_named_points(tmp_path):
@@ -159,12 +176,12 @@ def test_product_and_named_points(tmp_path):
     ],
 )
 def test_bad_sweep_files_are_one_sentence_before_any_image_is_read(content, named, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "load_images", lambda name: pytest.fail("an image set was read"))
+    monkeypatch.setattr(points_module, "load_images", lambda name: pytest.fail("an image set was read"))
     (tmp_path / "bad.yaml").write_text(content)
     assert main(["sweep", str(tmp_path / "bad.yaml"), "--output", str(tmp_path / "out")]) == 1
     message = capsys.readouterr().err.strip()
     assert message.startswith("error: ") and named in message and "\n" not in message
-    assert not (tmp_path / "out" / "points").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_folders_of_others_and_sweeps_at_work_are_left_alone(sweep_file, tmp_path, refused):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import chdir, contextmanager
-from hashlib import blake2b
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -20,55 +16,15 @@ import psutil
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from imgsim.images import candidates_and_queries, load_images
+from imgsim.extras.points import FULL, embed_all, fail, read_points, sentence
 from imgsim.report import write_report
-from imgsim.runs import (
-    DEFAULTS,
-    POINT,
-    ROOT,
-    check,
-    digests_of,
-    environment,
-    execute,
-    find_inputs,
-    read_params,
-    run_name,
-)
+from imgsim.runs import DEFAULTS, POINT, ROOT, environment, execute, find_inputs
 from imgsim.store import environ, write_json, write_whole
 
 REPORT = "06_sweep_report"
-OF_SEARCH = ("hash_size", "num_tables", "probes", "seed", "top_k")  # all other settings decide the embeddings
 PLACE_FOR_A_POINT = 500e6  # bytes: a kernel with its libraries
-FULL = (errno.ENOSPC, errno.EDQUOT)
 # For a point's kernel: there are as many of them as cores.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-
-
-def read_points(path) -> list[dict]:
-    """The points of a sweep file, each a whole set of settings, with its name in "point" where it has one.
-
-    Each setting may have a list of values; the points are their product. `points` names some more settings, a group a
-    name, which take the place of those outside. Raises ValueError where a name or a value is wrong.
-    """
-    content = read_params(path)
-    named = content.pop("points", {"": {}})
-    if not isinstance(named, dict) or not all(isinstance(own, dict) for own in named.values()) or not named:
-        raise ValueError(f"points in {str(path)!r} must hold lines of the form name: {{setting: value}}.")
-    points = []
-    for name, own in named.items():
-        lists = {key: value if isinstance(value, list) else [value] for key, value in (content | own).items()}
-        for key, values in lists.items():
-            if not values:
-                raise ValueError(f"{key} in {str(path)!r} is an empty list.")
-        for values in product(*lists.values()):
-            point = {"point": str(name)} | check(dict(zip(lists, values, strict=True)))
-            if point not in points:
-                points.append(point)
-    return points
-
-
-def short_digest(content) -> str:
-    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 @contextmanager
@@ -83,34 +39,6 @@ def alone(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise ValueError(f"Another sweep is at work in {str(folder)!r}.") from error
-
-
-def embed_all(points: list[dict], folder: Path) -> list[dict]:
-    """Embed each data set by each checkpoint, where the cache does not have it; returns a job a point: its settings,
-    the digests of what goes in, and the folders it reads from and writes to."""
-    found = [find_inputs({name: point[name] for name in DEFAULTS}) for point in points]
-    images = {name: load_images(name) for name in dict.fromkeys(settings["dataset"] for settings, _ in found)}
-    from imgsim.encoder import load_encoder  # torch, from here on
-
-    jobs, embedded, parts = [], {}, {}
-    for point, (settings, commits) in zip(points, found, strict=True):
-        dataset, seed = settings["dataset"], settings["seed"]
-        shared = {name: value for name, value in settings.items() if name not in OF_SEARCH}
-        inputs = folder / "inputs" / short_digest(shared)
-        if inputs not in embedded:
-            from imgsim.extras.inputs import write_inputs
-
-            write_inputs(images[dataset], load_encoder(settings["checkpoint"]), settings, inputs)
-            embedded[inputs] = json.loads((inputs / "manifest.json").read_text())
-        if (dataset, seed) not in parts:
-            parts[dataset, seed] = digests_of(candidates_and_queries(images[dataset], seed))
-        manifest = embedded[inputs]
-        digests = commits | parts[dataset, seed]
-        digests |= {"checkpoint": manifest["checkpoint_digest"], "embeddings": manifest["arrays"]["embeddings"]}
-        name = "-".join(filter(None, (re.sub(r"[^\w.-]+", "-", point["point"]), run_name(settings))))
-        place = folder / "points" / f"{name}-{short_digest(settings)}"
-        jobs.append({"point": point["point"], "settings": settings, "digests": digests, "inputs": inputs, "to": place})
-    return jobs
 
 
 def finished(job: dict, made_by: dict) -> bool:
@@ -136,17 +64,11 @@ def execute_point(job: dict, made_by: dict) -> None:
         index = json.loads((folder / "digests.json").read_text(encoding="utf-8"))
     except Exception as error:
         if getattr(error, "errno", None) not in FULL:
-            (folder / "error.txt").write_text(f"{sentence(error)}\n", encoding="utf-8")
+            fail(job, error)
         raise
     seconds = round(time.perf_counter() - start, 2)
     content = {"settings": job["settings"], "digests": job["digests"] | {"index": index}, "environment": made_by}
     write_json(folder / "run.json", content | {"seconds": seconds})
-
-
-def sentence(error: BaseException) -> str:
-    """An error in one line; a notebook's own where it comes from one."""
-    text = f"{error.ename}: {error.evalue}" if hasattr(error, "evalue") else f"{type(error).__name__}: {error}"
-    return text.strip().partition("\n")[0]
 
 
 def row_of(job: dict) -> dict:
@@ -164,7 +86,7 @@ def row_of(job: dict) -> dict:
 
 def how_many_at_once(inputs: set[Path]) -> int:
     """As many points as there are cores, and as memory has room for."""
-    largest = max(sum(file.stat().st_size for file in folder.iterdir()) for folder in inputs)
+    largest = max((sum(file.stat().st_size for file in folder.iterdir()) for folder in inputs), default=0)
     room = psutil.virtual_memory().available // (PLACE_FOR_A_POINT + 4 * largest)
     return int(max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), room)))
 
@@ -196,21 +118,27 @@ def sweep(path, output=None, jobs: int | None = None) -> tuple[Path, pd.DataFram
     Raises ValueError or ConnectionError, before any image is embedded, where something is wrong with a point.
     """
     points = read_points(path)
+    found = [find_inputs({name: point[name] for name in DEFAULTS}) for point in points]
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}, but at least one point at a time is needed.")
     folder = Path(output).expanduser().resolve() if output else ROOT / "outputs" / Path(path).stem
     try:
         with alone(folder):
-            work, made_by = embed_all(points, folder), environment()
-            todo = [job for job in work if not finished(job, made_by)]
-            at_once = jobs or how_many_at_once({job["inputs"] for job in work})
+            work, made_by = embed_all(points, found, folder), environment()
+            ready = [job for job in work if job["digests"]]
+            todo = [job for job in ready if not finished(job, made_by)]
+            at_once = jobs or how_many_at_once({job["inputs"] for job in ready})
             with tqdm(total=len(work), initial=len(work) - len(todo), desc="sweep", unit="point") as bar:
-                bar.write(f"{len(work)} points, {len(work) - len(todo)} of them finished before; {at_once} at a time.")
+                bar.write(f"{len(work)} points, {len(ready) - len(todo)} of them finished before; {at_once} at a time.")
+                for job in work:
+                    if not job["digests"]:
+                        bar.write(f"{job['to'].name}: FAILED, {row_of(job)['error']}")
                 execute_all(todo, at_once, made_by, bar)
             table = pd.DataFrame([row_of(job) for job in work])
             for name, write in (("results.parquet", table.to_parquet), ("results.csv", table.to_csv)):
                 with write_whole(folder / name) as beside:
                     write(beside, index=False)
+            (folder / "report.html").unlink(missing_ok=True)
             if table["error"].isna().any():
                 executed = execute(REPORT, {"results": str(folder), "output": str(folder)}, folder, progress=False)
                 write_report([executed], folder / "report.html")
