@@ -57,9 +57,12 @@ def fail(job: dict, error: Exception) -> None:
 
 
 def embed_all(points: list[dict], found: list[tuple[dict, dict]], folder: Path) -> list[dict]:
-    """Embed each data set by each checkpoint, where the cache does not have it; returns a job a point, whose inputs
-    `find_inputs` has found: its settings, the digests of what goes in, and the folders it reads from and writes to. A checkpoint that cannot be loaded
-    fails its own points: they have no digests."""
+    """Embed each data set by each checkpoint, where the cache does not have it. found: what `find_inputs` says of each
+    point.
+
+    Returns a job a point: its settings, the digests of what goes in, and the folders it reads from and writes to. A
+    checkpoint that cannot be loaded fails its own points: they have no digests.
+    """
     images = {name: load_images(name) for name in dict.fromkeys(settings["dataset"] for settings, _ in found)}
     from imgsim.encoder import load_encoder  # torch, from here on
     from imgsim.extras.inputs import write_inputs
