@@ -28,7 +28,7 @@ from imgsim.images import fingerprint
 from imgsim.opening import open_image
 from imgsim.pooling import Pooled
 from imgsim.processors import read_processor
-from imgsim.store import cache_folder, first_line, locate, write_whole
+from imgsim.store import UNTRAINED, cache_folder, first_line, locate, write_whole
 
 PROCESS = os.getpid()
 DTYPES = ("float32", "bfloat16", "float16")
@@ -204,12 +204,13 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
     """Load an encoder.
 
     checkpoint: "builtin" (a small ViT trained on drawn leaves), a folder in transformers format, a Hub id
-    (`owner/name` or `owner/name@revision`), an ONNX file that `python -m imgsim export` wrote, or a
-    torch.nn.Module with its image processor in `processor` (which may be left out where the module was itself
-    loaded from a checkpoint). device: "cuda", "mps", "cpu"; by default the first that is there. dtype: "float32"
-    (the default), "bfloat16" or, on a GPU, "float16". pooling: one of `pooling.POOLINGS`; by default the one that
-    suits the model. Only safetensors are read. Raises ValueError where there is no such checkpoint or it cannot
-    embed images, ConnectionError where the Hub cannot be reached.
+    (`owner/name` or `owner/name@revision`), any of them after "untrained:" for the same network with random weights
+    (always the same ones), an ONNX file that `python -m imgsim export` wrote, or a torch.nn.Module with its image
+    processor in `processor` (which may be left out where the module was itself loaded from a checkpoint). device:
+    "cuda", "mps", "cpu"; by default the first that is there. dtype: "float32" (the default), "bfloat16" or, on a
+    GPU, "float16". pooling: one of `pooling.POOLINGS`; by default the one that suits the model. Only safetensors
+    are read. Raises ValueError where there is no such checkpoint or it cannot embed images, ConnectionError where
+    the Hub cannot be reached.
     """
     if isinstance(checkpoint, torch.nn.Module):
         name = getattr(checkpoint, "name_or_path", "")
@@ -217,19 +218,25 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
             raise ValueError("A model given as a module needs its image processor: processor=...")
         processor = processor or read_processor(locate(name, "checkpoint"), checkpoint)
         return Encoder(checkpoint, processor, device, dtype, pooling)
-    origin = (str(checkpoint), device, dtype, processor, pooling)
-    if is_onnx(checkpoint):
+    origin, name = (str(checkpoint), device, dtype, processor, pooling), str(checkpoint).removeprefix(UNTRAINED)
+    if is_onnx(name):
+        if name != str(checkpoint):
+            raise ValueError(f"{name!r} has no untrained self: take that of the checkpoint it was made of.")
         settings, place = read_settings(checkpoint, processor), torch.device(device or "cpu")
         precision = pick_dtype(dtype, place, checkpoint)
         if place.type != "cpu":
             raise ValueError(f"An ONNX file runs on the CPU, not on {place.type}; take the checkpoint it was made of.")
         return Encoder(OnnxModel(settings), processor or onnx_processor(settings), place, precision, pooling, origin)
-    folder = BUILTIN if checkpoint == "builtin" else locate(str(checkpoint), "checkpoint")
+    folder = BUILTIN if name == "builtin" else locate(name, "checkpoint")
     try:
         with quiet():
             model, report = AutoModel.from_pretrained(
                 folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
+            if name != str(checkpoint):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    model, report = AutoModel.from_config(model.config), {"missing_keys": []}
             missing = sorted(
                 name for name in report["missing_keys"] if pooling == "pooler" or not name.startswith("pooler.")
             )

@@ -252,16 +252,19 @@ class BuildLSHTable:
             raise ValueError("The embeddings hold values that are not finite numbers.")
         return embeddings
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that decides the index's answers, by name: planes, mean, ids, labels, signatures, embeddings."""
+        candidates, entries, projection = self._built(), self.lsh.entries, self.projection
+        values = (projection.planes, projection.mean, entries.ids, entries.labels)
+        return dict(zip(ARRAYS, (*values, candidates.signatures, candidates.points), strict=True))
+
     def save(self, folder) -> Path:
         """Write the index to a folder of its own, in place of an index that lies there."""
-        candidates = self._built()
-        entries, projection = self.lsh.entries, self.projection
-        values = (projection.planes, projection.mean, entries.ids, entries.labels)
-        values += (candidates.signatures, candidates.points)
+        arrays = self.arrays()
         manifest = {name: getattr(self, name) for name in SETTINGS}
         manifest |= {"count": len(self), "build_seconds": self.build_seconds}
         manifest["encoder"] = self.encoder.about() if self.encoder else UNKNOWN
-        write_arrays(folder, manifest, dict(zip(ARRAYS, values, strict=True)))
+        write_arrays(folder, manifest, arrays)
         return Path(folder)
 
     @classmethod
