@@ -15,7 +15,8 @@ from datasets import Dataset, DatasetDict, Image
 from matplotlib.figure import Figure
 
 from imgsim.figures import INK, RIGHT, WRONG, plot_images
-from imgsim.images import candidates_and_queries, labels_of, open_image
+from imgsim.images import candidates_and_queries, labels_of
+from imgsim.opening import open_image
 from imgsim.store import read_arrays, write_arrays
 
 ARRAYS = ("embeddings", "labels", "thumbnails", "ends")

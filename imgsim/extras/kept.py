@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from imgsim.images import candidates_and_queries, load_images, open_image
+from imgsim.images import candidates_and_queries, load_images
+from imgsim.opening import open_image
 from imgsim.runs import run
 from imgsim.store import environ, write_whole
 
