@@ -197,17 +197,18 @@ def test_folders_of_others_and_sweeps_at_work_are_left_alone(sweep_file, tmp_pat
         sweep.sweep(sweep_file, busy, jobs=0)
 
 
-def test_a_full_disk_is_one_sentence_and_ends_the_sweep(sweep_file, tmp_path, refused, monkeypatch):
-    executed = []
+@pytest.mark.parametrize("place", ["imgsim.extras.sweep.execute_point", "imgsim.extras.inputs.write_inputs"])
+def test_a_full_disk_is_one_sentence_and_ends_the_sweep(place, sweep_file, tmp_path, refused, monkeypatch):
+    called = []
 
-    def fill(job, made_by):
-        executed.append(job)
+    def fill(*arguments):
+        called.append(arguments)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sweep, "execute_point", fill)
+    monkeypatch.setattr(place, fill)
     with refused("is full"):
         sweep.sweep(sweep_file, tmp_path / "full", jobs=1)
-    assert len(executed) < 4 and not (tmp_path / "full" / "results.csv").exists()
+    assert len(called) < 4 and not (tmp_path / "full" / "results.csv").exists()
 
 
 def test_points_at_a_time_are_bounded_by_cores_and_memory(toy_sweep, monkeypatch):
@@ -255,7 +256,7 @@ def table_of(rows, **common):
 def test_recommendation_is_computed_from_the_numbers():
     rows = [("a/good", 8, 5, 0, 0.90, 0.20, 0.8), ("a/good", 8, 5, 1, 0.94, 0.22, 0.8)]
     rows += [("a/good", 6, 5, 0, 0.99, 0.60, 0.8), ("a/good", 10, 5, 0, 0.70, 0.10, 0.8)]
-    rows += [("b/bad", 8, 5, 0, 1.0, 0.05, 0.5)]
+    rows += [("a/good", 7, 3, 0, 0.91, 0.30, 0.8), ("b/bad", 8, 5, 0, 1.0, 0.05, 0.5)]
     means = over_seeds(table_of(rows))
     text = recommend(means, 0.9)
     assert text.startswith("Take good with 8 bits and 5 tables: it finds 92% of the true neighbours (90% at worst")

@@ -69,8 +69,9 @@ def repeat(folder) -> bool:
     for name, value in first.items():
         print(f"{name:30}{value!s:24}{f'now {second.get(name)}: differs' if name in differs else 'identical'}")
     print(f"(not compared: {', '.join(TIMES)})")
-    same = [name for name in decisive(kept) if name not in changed]
-    print(f"Unchanged: {', '.join(same) or 'nothing'}.\nChanged: {', '.join(changed) or 'nothing'}.")
+    same = [name for name in decisive(kept) if name not in changed and not name.startswith("version")]
+    same += [] if any(name.startswith("version") for name in changed) else ["all versions"]
+    print(f"Unchanged: {', '.join(same)}.\nChanged: {', '.join(changed) or 'nothing'}.")
     print(f"Differs in {', '.join(differs)}." if differs else "Identical: every metric came out the same.")
     return not differs
 
