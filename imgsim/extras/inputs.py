@@ -20,7 +20,7 @@ from imgsim.opening import open_image
 from imgsim.store import read_arrays, write_arrays
 
 ARRAYS = ("embeddings", "labels", "thumbnails", "ends")
-KEPT = ("dataset", "checkpoint", "checkpoint_digest", "splits", "labelled", "names", "images_per_second")
+KEPT = ("dataset", "checkpoint", "checkpoint_digest", "dtype", "splits", "labelled", "names", "images_per_second")
 
 
 def thumbnail(source) -> bytes:
@@ -52,6 +52,7 @@ def write_inputs(images: DatasetDict, encoder, settings: dict, folder: Path) -> 
         "dataset": settings["dataset"],
         "checkpoint": settings["checkpoint"],
         "checkpoint_digest": encoder.digest,
+        "dtype": settings["dtype"],
         "splits": {name: len(split) for name, split in used.items()},
         "labelled": labels[0] is not None,
         "names": getattr(parts[0].features.get("labels"), "names", None),

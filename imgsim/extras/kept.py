@@ -87,11 +87,13 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
         raise ValueError(f"{str(folder)!r} holds no index; a point of a sweep keeps none, a run does.")
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}, but must be 1 or more.")
+    from imgsim.encoder import load_encoder  # torch, from here on
     from imgsim.figures import plot_images
     from imgsim.index import BuildLSHTable
 
     images = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-    index = BuildLSHTable.load(folder / "index", pinned(kept)["checkpoint"])
+    settings = pinned(kept)
+    index = BuildLSHTable.load(folder / "index", load_encoder(settings["checkpoint"], dtype=settings["dtype"]))
     matches = index.query(image, top_k, verbose=False)
     names = [images["labels"][label] if images["labels"] and label >= 0 else "" for label in matches.labels]
     width = max(map(len, ["label", *names])) + 2

@@ -74,7 +74,8 @@ def embed_all(points: list[dict], found: list[tuple[dict, dict]], folder: Path) 
         inputs = folder / "inputs" / short_digest(shared)
         if inputs not in embedded:
             try:
-                write_inputs(images[dataset], load_encoder(settings["checkpoint"]), settings, inputs)
+                encoder = load_encoder(settings["checkpoint"], dtype=settings["dtype"])
+                write_inputs(images[dataset], encoder, settings, inputs)
                 embedded[inputs] = json.loads((inputs / "manifest.json").read_text(encoding="utf-8"))
             except Exception as error:
                 if getattr(error, "errno", None) in FULL:
