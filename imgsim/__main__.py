@@ -1,4 +1,4 @@
-"""The command line: python -m imgsim run, sweep, repeat, query, assess, export."""
+"""The command line: python -m imgsim run, sweep, query, repeat, assess, export, duplicates, demo."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ ABOUT = {
     "repeat": "does a run still come out the same?",
     "assess": "what is a checkpoint worth on these images?",
     "export": "write a checkpoint as an ONNX file that --checkpoint takes",
+    "duplicates": "near-duplicates in a folder, side by side; nothing is deleted",
+    "demo": "a page on this machine to try a run's index on",
 }
 MORE = {
     "": """\
@@ -74,6 +76,16 @@ times are not compared.""",
     "export": """\
 example:
   python -m imgsim export facebook/dinov2-small dinov2.onnx""",
+    "duplicates": """\
+Leaves report.html, the groups side by side, and duplicates.csv with the columns group, path, keep (yes or no) and
+cosine, with the one to keep. The threshold is calibrated on the folder itself, with altered copies of a sample.
+
+examples:
+  python -m imgsim duplicates photos --checkpoint facebook/dinov2-small
+  python -m imgsim duplicates photos --checkpoint facebook/dinov2-small --threshold 0.95""",
+    "demo": """\
+example:
+  python -m imgsim demo outputs/builtin-builtin-k8-L10-p8-seed0""",
 }
 
 
@@ -119,6 +131,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     export = add("export")
     export.add_argument("checkpoint", metavar="CHECKPOINT", help=HELP["checkpoint"])
     export.add_argument("target", metavar="FILE.onnx", help="where to write it; settings go to FILE.onnx.json")
+    duplicates = add("duplicates")
+    duplicates.add_argument("folder", metavar="FOLDER", help="a folder of images, or another data set")
+    duplicates.add_argument("--checkpoint", default="builtin", help=f"{HELP['checkpoint']} (default: builtin)")
+    duplicates.add_argument("--threshold", type=float, help="the least cosine of a pair (default: calibrated)")
+    duplicates.add_argument("--output", metavar="DIR", help="where to put it (default: outputs/duplicates-FOLDER)")
+    demo = add("demo")
+    demo.add_argument("run", metavar="RUN", help="the folder of a run")
+    demo.add_argument("--port", type=int, default=7860, help="where on this machine the page is (default: 7860)")
     return parser.parse_args(arguments)
 
 
@@ -164,6 +184,15 @@ def execute(options: argparse.Namespace) -> int:
         from imgsim.engine import export
 
         print(export(load_encoder(options.checkpoint, device="cpu"), options.target))
+    elif options.command == "duplicates":
+        from imgsim.extras.duplicates_report import report_duplicates
+
+        folder = report_duplicates(options.folder, options.checkpoint, options.threshold, options.output)
+        print(f"Report: {folder / 'report.html'}\nTable:  {folder / 'duplicates.csv'}\nNothing was deleted.")
+    elif options.command == "demo":
+        from imgsim.extras.demo import serve
+
+        serve(options.run, options.port)
     else:
         from imgsim.assess import assess  # loads torch
 
