@@ -28,7 +28,7 @@ POOR = 0.8  # recall or precision below this, and a checkpoint cannot tell copie
 SHOWN, MEMBERS = 500, 12  # groups on the page, images of a group; the table has them all
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-section { border-top: 1px solid #d5dae0; padding: 1rem 0 }
+section { display: inline-block; vertical-align: top; border-top: 1px solid #d5dae0; padding: 1rem 3rem 1rem 0 }
 h2 { font-size: 1rem; margin: 0 0 .5rem }
 div { display: flex; flex-wrap: wrap; gap: 1rem }
 figure { margin: 0; width: 11rem; font-size: .8rem; overflow-wrap: anywhere }
