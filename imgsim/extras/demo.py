@@ -17,7 +17,9 @@ from imgsim.opening import open_image
 LARGEST = "30mb"  # of an upload
 CSS = """
 .gradio-container { max-width: 70rem !important; margin: auto }
-.said { min-height: 3rem }
+.matches .caption-label { inset: auto 0 0 0 !important; max-width: none !important; border-radius: 0 !important;
+  padding: .2rem .5rem !important; white-space: normal !important; text-align: center }
+.matches .grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important }
 footer { display: none !important }
 @media (max-width: 640px) { .matches .grid-container { grid-template-columns: repeat(2, 1fr) !important } }
 """
@@ -47,7 +49,7 @@ class Answers:
         for i, label, overlap, cosine in zip(matches.ids, matches.labels, matches.overlap, matches.cosine, strict=True):
             name = self.names[label] if self.names and label >= 0 else f"image {i}"
             picture = small(self.candidates[int(i)]["image"])
-            pictures.append((picture, f"{name} · cosine {cosine:.2f} · overlap {overlap:.1f}"))
+            pictures.append((picture, f"{name} · cosine {cosine:.2f}, overlap {overlap:.1f}"))
         count, seen = len(self.index), matches.candidates
         return pictures, f"**{seen:,} of {count:,} candidates seen** ({seen / count:.0%}), {len(pictures)} shown."
 
@@ -72,19 +74,13 @@ def page(answers: Answers):
         except ValueError as error:  # without the name of the temporary file
             return [], f"That did not work: {re.sub(r'^.*cannot be read', 'the file cannot be read', str(error))}"
 
-    class Upload(gradio.Image):
-        """Hands on the file as it came: what cannot be read, `open_image` says in words."""
-
-        is_template = True
-
-        def preprocess(self, payload):
-            return payload.path if payload else None
-
     with gradio.Blocks(title="imgsim", analytics_enabled=False) as blocks:
         gradio.Markdown(f"# Which images are like this one?\n{answers.title}, {len(answers.index):,} images")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
-                query = Upload(sources=["upload", "clipboard"], label="Your image", height=260)
+                query = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Your image", height=260)
+                # The file as it came: where it cannot be read, open_image says so in words.
+                query.preprocess = lambda payload: payload.path if payload else None
                 top_k = gradio.Slider(1, 24, 8, step=1, label="Matches shown (top_k)")
                 probes = gradio.Slider(
                     0,
@@ -96,8 +92,10 @@ def page(answers: Answers):
                 )
                 gradio.Examples(answers.examples, query, label="Or take an example")
             with gradio.Column(scale=2, min_width=280):
-                said = gradio.Markdown(answer(None, 1, 0)[1], elem_classes="said")
-                gallery = gradio.Gallery(label="Matches", columns=4, height="auto", elem_classes="matches")
+                said = gradio.Markdown(answer(None, 1, 0)[1], elem_id="said")
+                gallery = gradio.Gallery(
+                    show_label=False, buttons=[], columns=4, height="auto", object_fit="contain", elem_classes="matches"
+                )
         for part in (query, top_k, probes):
             part.change(answer, [query, top_k, probes], [gallery, said], api_name=False)
     return blocks
