@@ -34,7 +34,7 @@ pins: ## compile requirements.txt and requirements-extras.txt from pyproject.tom
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
 	build/pins/bin/pip install -q torch==$(TORCH) ".[notebooks,test]"
 	(echo "# Exact pins, compiled from pyproject.toml by make pins."; $(FREEZE)) > requirements.txt
-	build/pins/bin/pip install -q ".[onnx]"
+	build/pins/bin/pip install -q ".[browser,demo,duplicates,onnx]"
 	(echo "# Exact pins of what the extras need beyond requirements.txt, compiled by make pins; make test installs them."; \
 	 $(FREEZE) | grep -vxFf requirements.txt) > requirements-extras.txt
 

@@ -46,7 +46,7 @@ def test_parameters_are_typed_commented_literals(path):
 
 @pytest.mark.parametrize("path", TUTORIAL, ids=[path.stem for path in TUTORIAL])
 def test_parameters_have_the_common_names_and_defaults(path):
-    known = DEFAULTS | {"output": "", "rerank": 200, "recall": 0.9, "results": "", "copies": 75}
+    known = DEFAULTS | {"output": "", "rerank": 200, "recall": 0.9, "results": "", "copies": 75, "interactive": False}
     for name, entry in papermill.inspect_notebook(str(path)).items():
         assert (
             entry["default"].strip("'\"") == str(known[name])
@@ -91,6 +91,17 @@ def test_bootstrap_installs_in_colab_and_does_nothing_elsewhere(tmp_path):
         assert answer.returncode == 0, answer.stderr
         assert (site / "imgsim" / "assets" / "leaf-vit" / "model.safetensors").exists() == installed
     assert not (site / "torch").exists() and not (site / "numpy").exists() and not (site / "PIL").exists()
+
+
+def test_inference_has_sliders_only_when_asked(tmp_path, image_folder, checkpoint):
+    path = next(path for path in PATHS if path.stem == "04_inference")
+    settings = {"dataset": str(image_folder), "checkpoint": str(checkpoint), "interactive": True, "probes": 40}
+    done = papermill.execute_notebook(str(path), str(tmp_path / "out.ipynb"), settings, progress_bar=False)
+    (cell,) = [cell for cell in done.cells if "interact(" in cell.source]
+    (widget,) = [output for output in cell.outputs if output.output_type == "display_data"]
+    assert "application/vnd.jupyter.widget-view+json" in widget.data
+    (stored,) = [cell for cell in nbformat.read(path, as_version=4).cells if "interact(" in cell.source]
+    assert stored.outputs == []
 
 
 @pytest.mark.parametrize("start", ["", "a ViT to fine-tune"])

@@ -19,6 +19,7 @@ CSS = """
 .gradio-container { max-width: 70rem !important; margin: auto }
 .matches .caption-label { inset: auto 0 0 0 !important; max-width: none !important; border-radius: 0 !important;
   padding: .2rem .5rem !important; white-space: normal !important; text-align: center }
+.matches .thumbnail-item img { box-sizing: border-box; padding-bottom: 2.8rem }
 .matches .grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important }
 footer { display: none !important }
 @media (max-width: 640px) { .matches .grid-container { grid-template-columns: repeat(2, 1fr) !important } }
