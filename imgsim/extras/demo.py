@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -102,24 +103,17 @@ def page(answers: Answers):
     return blocks
 
 
+def launch(blocks, **settings) -> None:
+    """Start the page; settings go to Gradio's launch: server_name, server_port, ..."""
+    private = {"share": False, "enable_monitoring": False, "footer_links": [], "ssr_mode": False}
+    blocks.launch(**private, quiet=True, max_file_size=LARGEST, css=CSS, **settings)
+
+
 def serve(folder, port: int = 7860, block: bool = True):
     """Serve the page of a run on 127.0.0.1 until it is interrupted; returns its Blocks where it does not block."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise ValueError("The page needs Gradio: pip install 'imgsim[demo]'.") from error
+    if not find_spec("gradio"):
+        raise ValueError("The page needs Gradio: pip install 'imgsim[demo]'.")
     blocks = page(Answers(folder))
-    print(f"The page: http://127.0.0.1:{port} (Ctrl+C ends it)")
-    blocks.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        quiet=True,
-        max_file_size=LARGEST,
-        prevent_thread_lock=not block,
-        css=CSS,
-        ssr_mode=False,
-        footer_links=[],
-        enable_monitoring=False,
-    )
+    print(f"The page: http://127.0.0.1:{port} (Ctrl+C ends it)", flush=True)
+    launch(blocks, server_name="127.0.0.1", server_port=port, prevent_thread_lock=not block)
     return blocks
