@@ -150,8 +150,10 @@ def test_names_cannot_break_the_page(draw, checkpoint, tmp_path):
         assert {row["path"].rpartition("/")[2] for row in csv.DictReader(stream)} >= {'a"b,c.png'}
 
 
-def test_builtin_checkpoint_says_that_it_is_the_wrong_tool(folder, tmp_path, capsys):
-    assert main(["duplicates", str(folder), "--output", str(tmp_path / "out")]) == 1
+def test_builtin_checkpoint_says_that_it_is_the_wrong_tool(draw, tmp_path, capsys):
+    for i in range(15):
+        draw(i).save(tmp_path / f"{i}.png")
+    assert main(["duplicates", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("error: The built-in checkpoint") and "--checkpoint facebook/dinov2-small" in said
     assert not (tmp_path / "out").exists()
