@@ -22,13 +22,12 @@ FLAGS += ["--disable-component-update", "--disable-sync"]
 SHOTS = os.environ.get("IMGSIM_SHOTS")  # a folder for screenshots of the answers
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, image_folder, images, encoder, checkpoint):
+def keep_run(folder, images, encoder):
     """The folder of a run, as far as the page needs it."""
-    folder = tmp_path_factory.mktemp("runs") / "toy"
     candidates, _ = candidates_and_queries(images)
     BuildLSHTable(encoder, hash_size=6, num_tables=2, probes=0).build(candidates).save(folder / "index")
-    settings = DEFAULTS | {"dataset": str(image_folder), "checkpoint": str(checkpoint)}
+    folder_of_images = Path(candidates[0]["image_file_path"]).parents[2]
+    settings = DEFAULTS | {"dataset": str(folder_of_images), "checkpoint": str(encoder.name)}
     record = {"settings": settings, "digests": {"index": {}}, "environment": {"versions": {}}}
     (folder / "run.json").write_text(json.dumps(record))
     names = candidates.features["labels"].names
@@ -36,14 +35,22 @@ def run_folder(tmp_path_factory, image_folder, images, encoder, checkpoint):
     return folder
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, images, encoder):
+    return keep_run(tmp_path_factory.mktemp("runs") / "toy", images, encoder)
+
+
 @pytest.fixture(scope="module")
 def address(run_folder):
     from imgsim.extras.demo import serve
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    blocks = serve(run_folder, port, block=False)
+    blocks = serve(run_folder, port := free_port(), block=False)
     yield f"http://127.0.0.1:{port}"
     blocks.close()
 
@@ -120,6 +127,23 @@ def test_phone_width_has_no_sideways_scrolling(browser, address, image_folder):
     if SHOTS:
         page.screenshot(path=Path(SHOTS) / "phone.png", full_page=True)
     page.close()
+
+
+def test_words_find_images_where_the_encoder_is_dual(browser, tmp_path, images):
+    modalities = pytest.importorskip("imgsim.extras.modalities")
+    from imgsim.extras.demo import serve
+
+    blocks = serve(
+        keep_run(tmp_path / "run", images, modalities.load_dual_encoder()[0]), port := free_port(), block=False
+    )
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{port}")
+    box = page.get_by_label("Or in words")
+    box.fill("a healthy leaf")
+    box.press("Enter")
+    assert seen(page) > 0 and "cosine" in page.locator(".matches .caption-label").first.inner_text()
+    page.close()
+    blocks.close()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "run.json", str(Path(__file__))])

@@ -16,6 +16,7 @@ from imgsim.index import BuildLSHTable
 from imgsim.opening import open_image
 
 LARGEST = "30mb"  # of an upload
+START = "Give it an image: drop a file, paste one, or take an example."
 CSS = """
 .gradio-container { max-width: 70rem !important; margin: auto }
 .matches .caption-label { inset: auto 0 0 0 !important; max-width: none !important; border-radius: 0 !important;
@@ -28,7 +29,7 @@ footer { display: none !important }
 
 
 class Answers:
-    """A run's index with its candidates and a few queries as examples: images in, matches out, no page yet."""
+    """A run's index with its candidates and a few queries as examples: images or words in, matches out, no page yet."""
 
     def __init__(self, folder):
         folder, kept = Path(folder), read_run(folder)
@@ -38,21 +39,40 @@ class Answers:
 
         settings = pinned(kept)
         self.names = json.loads((folder / "images.json").read_text(encoding="utf-8"))["labels"]
-        self.index = BuildLSHTable.load(folder / "index", load_encoder(settings["checkpoint"], dtype=settings["dtype"]))
+        encoder = load_encoder(settings["checkpoint"], dtype=settings["dtype"])
+        self.index = BuildLSHTable.load(folder / "index", encoder)
         self.candidates, queries = candidates_and_queries(load_images(settings["dataset"]), settings["seed"])
         self.examples = [small(queries[int(row)]["image"]) for row in np.linspace(0, len(queries) - 1, 6)]
-        self.title = f"{Path(str(settings['dataset'])).name} · {Path(str(settings['checkpoint'])).name}"
+        self.title = " · ".join(Path(settings[name]).name for name in ("dataset", "checkpoint"))
+        self.texts = None
+        if encoder.pooling == "joint space":  # a dual encoder: words find images, too
+            from imgsim.extras.modalities import TextEncoder
 
-    def __call__(self, image, top_k: int, probes: int) -> tuple[list, str]:
-        """The matches as (image, caption), and what the search did in words."""
+            self.texts = TextEncoder(encoder)
+
+    def by_image(self, image, top_k: int, probes: int) -> tuple[list, str]:
+        """The images most like one, as (image, caption), and in words what the search did."""
         self.index.probes = int(probes)
         matches = self.index.query(image, int(top_k), verbose=False)
-        pictures = []
-        for i, label, overlap, cosine in zip(matches.ids, matches.labels, matches.overlap, matches.cosine, strict=True):
-            name = self.names[label] if self.names and label >= 0 else f"image {i}"
-            picture = small(self.candidates[int(i)]["image"])
-            pictures.append((picture, f"{name} · cosine {cosine:.2f}, overlap {overlap:.1f}"))
-        count, seen = len(self.index), matches.candidates
+        said = [
+            f"cosine {cosine:.2f}, overlap {overlap:.1f}"
+            for cosine, overlap in zip(matches.cosine, matches.overlap, strict=True)
+        ]
+        return self.shown(matches.ids, said, matches.candidates)
+
+    def by_words(self, words: str, top_k: int, probes: int) -> tuple[list, str]:
+        """The images that words describe, in the same way."""
+        self.index.probes = int(probes)
+        found = self.index.search(self.texts.embed([words]), int(top_k))
+        ids = found.ids[0][found.ids[0] >= 0]
+        said = [f"cosine {cosine:.2f}" for cosine in found.cosines[0][: len(ids)]]
+        return self.shown(ids, said, int(found.candidates_seen[0]))
+
+    def shown(self, ids: np.ndarray, said: list[str], seen: int) -> tuple[list, str]:
+        labels, count, pictures = self.index.lsh.entries.labels, len(self.index), []
+        for i, words in zip(ids.tolist(), said, strict=True):
+            name = self.names[labels[i]] if self.names and labels[i] >= 0 else f"image {i}"
+            pictures.append((small(self.candidates[i]["image"]), f"{name} · {words}"))
         return pictures, f"**{seen:,} of {count:,} candidates seen** ({seen / count:.0%}), {len(pictures)} shown."
 
 
@@ -68,11 +88,11 @@ def page(answers: Answers):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
-    def answer(upload, top_k, probes):
-        if not upload:
-            return [], "Give it an image: drop a file, paste one, or take an example."
+    def answer(upload, words, top_k, probes):
         try:
-            return answers(upload, top_k, probes)
+            if words and words.strip():
+                return answers.by_words(words, top_k, probes)
+            return answers.by_image(upload, top_k, probes) if upload else ([], START)
         except ValueError as error:  # without the name of the temporary file
             return [], f"That did not work: {re.sub(r'^.*cannot be read', 'the file cannot be read', str(error))}"
 
@@ -83,6 +103,9 @@ def page(answers: Answers):
                 query = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Your image", height=260)
                 # The file as it came: where it cannot be read, open_image says so in words.
                 query.preprocess = lambda payload: payload.path if payload else None
+                words = gradio.Textbox(
+                    label="Or in words", info="Emptied, the image counts again.", visible=answers.texts is not None
+                )
                 top_k = gradio.Slider(1, 24, 8, step=1, label="Matches shown (top_k)")
                 probes = gradio.Slider(
                     0,
@@ -94,12 +117,12 @@ def page(answers: Answers):
                 )
                 gradio.Examples(answers.examples, query, label="Or take an example")
             with gradio.Column(scale=2, min_width=280):
-                said = gradio.Markdown(answer(None, 1, 0)[1], elem_id="said")
+                said = gradio.Markdown(START, elem_id="said")
                 gallery = gradio.Gallery(
                     show_label=False, buttons=[], columns=4, height="auto", object_fit="contain", elem_classes="matches"
                 )
-        for part in (query, top_k, probes):
-            part.change(answer, [query, top_k, probes], [gallery, said], api_name=False)
+        for event in (query.change, words.submit, top_k.change, probes.change):
+            event(answer, [query, words, top_k, probes], [gallery, said], api_name=False)
     return blocks
 
 

@@ -19,7 +19,7 @@ from datasets import Dataset, Image, concatenate_datasets
 from imgsim.evaluation import normalise
 from imgsim.extras.duplicates import calibrate, find_duplicates, index_for_duplicates
 from imgsim.images import load_images
-from imgsim.opening import open_image
+from imgsim.opening import KINDS, open_image
 from imgsim.runs import ROOT
 from imgsim.store import write_whole
 
@@ -54,7 +54,7 @@ def arrange(group: list[int], images: Dataset, points: np.ndarray) -> list[Membe
     sources, files = images.select(group), []
     for source in sources.cast_column("image", Image(decode=False))["image"]:
         content = Path(source["path"]).read_bytes() if source["bytes"] is None else source["bytes"]
-        files.append((PIL.Image.open(BytesIO(content)).size, len(content), source))
+        files.append((PIL.Image.open(BytesIO(content), formats=KINDS).size, len(content), source))
     keep = max(range(len(group)), key=lambda i: (np.prod(files[i][0]), files[i][1]))  # the first of equals
     cosines = np.clip(points[group] @ points[group[keep]], -1, 1)
     cosines[keep] = 1
@@ -158,10 +158,12 @@ def report_duplicates(source: str, checkpoint: str = "builtin", threshold: float
         f"{sum(member.bytes for member in spare) / 1e6:,.1f} MB, are not the one to keep.",
         f"Compared: {found.compared:,} of {everyone:,} pairs ({found.compared / everyone:.1%}) in {seconds:.1f} s.",
     ]
-    name = re.sub(r"[^\w.-]+", "-", Path(source).resolve().name)
+    place = Path(source).expanduser()
+    place = place.resolve() if place.is_dir() else Path(source)
+    name = re.sub(r"[^\w.-]+", "-", place.name)
     folder = Path(output).expanduser() if output else ROOT / "outputs" / f"duplicates-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     write_table(groups, folder / "duplicates.csv")
-    write_page(groups, lines, str(Path(source).expanduser().resolve()), folder / "report.html")
+    write_page(groups, lines, str(place), folder / "report.html")
     print("\n".join(lines))
     return folder
