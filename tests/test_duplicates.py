@@ -91,16 +91,16 @@ def test_alterations_change_the_image_and_leave_the_original(kind, size, draw):
 
 def test_threshold_lies_between_copies_and_others():
     copies, others = np.array([0.95, 0.96, 0.97, 0.98]), np.array([0.8, 0.85, 0.9])
-    calibration = Calibration(np.array(list("aabb")), copies, others)
+    calibration = Calibration(np.array(list("aabb")), copies, others, others, 10)
     assert 0.9 < calibration.threshold <= 0.95
     assert calibration.recall(0.965) == 0.5 and calibration.recall(0.965, "a") == 0
     assert calibration.precision(0.9) < calibration.precision(0.91) == 1
-    # by hand: a fifth of n images have a copy, all found; (1.2 n)^2 / 2 pairs, of which others / (4 n) are wrong
-    assert calibration.precision(0.86) == pytest.approx(0.2 / (0.2 + 0.72 / 4))
+    # by hand: of n images a fifth has a copy, all found; one in ten meets a wrong one, one in four of the copies too
+    assert calibration.precision(0.86) == pytest.approx(0.2 / (0.2 + 0.1 / 2 + (0.2 + 0.2**2 / 2) / 4))
 
 
 def test_a_copy_that_the_tables_miss_counts_as_lost():
-    calibration = Calibration(np.array(["a", "a"]), np.array([np.nan, 0.99]), np.empty(0))
+    calibration = Calibration(np.array(["a", "a"]), np.array([np.nan, 0.99]), np.empty(0), np.empty(0), 1)
     assert calibration.recall(0.5) == 0.5 and calibration.precision(0.5) == 1
 
 

@@ -19,6 +19,7 @@ BLOCK = 4096  # images searched for at a time
 PARTNERS = 50  # of one image; where there are more, they hang together through one another
 SHARE = 0.2  # of the images are taken to have a copy where precision is foretold
 SAME = 0.88  # correlation of thumbnails from which on they are taken for one picture: different photographs stay below
+ASKED = 500  # images that are compared with all others, to see how alike different ones are
 NEAREST = 6  # places in which a copy is looked for that was there already
 
 
@@ -60,12 +61,15 @@ def find_duplicates(index: BuildLSHTable, threshold: float) -> Duplicates:
 @dataclass(frozen=True)
 class Calibration:
     """What copies made of a sample taught. kinds (c,) of alteration; cosines (c,) of copies and their originals, NaN
-    where the tables did not bring them together; others (o,): all cosines of copies and images that they are none of.
+    where the tables did not bring them together; beside (o,): all cosines of copies and other images; between (p,):
+    all cosines of `asked` images, as they are, and other images.
     """
 
     kinds: np.ndarray
     cosines: np.ndarray
-    others: np.ndarray
+    beside: np.ndarray
+    between: np.ndarray
+    asked: int
 
     def recall(self, threshold: float, kind: str | None = None) -> float:
         """The share of the copies, all or those of one kind, that are found."""
@@ -75,7 +79,8 @@ class Calibration:
     def precision(self, threshold: float) -> float:
         """The share of copies among the pairs that are found, where a fifth of the images have one."""
         copies = SHARE * self.recall(threshold)
-        wrong = (1 + SHARE) ** 2 / 2 * (self.others >= threshold).sum() / len(self.cosines)
+        wrong = (self.between >= threshold).sum() / self.asked / 2  # a pair is met from both sides
+        wrong += SHARE * (1 + SHARE / 2) * (self.beside >= threshold).sum() / len(self.cosines)
         return float(copies / max(copies + wrong, 1e-9))
 
     @property
@@ -97,23 +102,33 @@ def calibrate(
     copies, pixel by pixel: then it is a copy that was there already.
     """
     rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(len(images), min(sample, len(images)), replace=False))
-    copies, pictures = [], []
+    rows, asked = (rng.choice(len(images), min(size, len(images)), replace=False) for size in (sample, ASKED))
+    copies = []
     for row in tqdm(rows.tolist(), "altering images", unit="image", delay=1):
         original = open_image(images[row]["image"])
-        altered = [alter(original, kind) for kind in kinds]
-        copies.append(index.encoder.embed(altered, index.batch_size))
-        pictures.append(outlines([original, *altered]))
-    found = index.search(np.concatenate(copies), PARTNERS)
-    own = found.ids == np.repeat(rows, len(kinds))[:, None]
-    cosines = np.where(own.any(axis=1), np.where(own, found.cosines, -1).max(axis=1), np.nan)
+        copies.append(index.encoder.embed([alter(original, kind) for kind in kinds], index.batch_size))
+    found = index.search(np.concatenate([*copies, index.embeddings[asked]]), PARTNERS)
+    owners, made = np.concatenate([np.repeat(rows, len(kinds)), asked]), len(rows) * len(kinds)
+    own = found.ids == owners[:, None]
+    cosines = np.where(own.any(axis=1), np.where(own, found.cosines, -1).max(axis=1), np.nan)[:made]
     others = ~own & (found.ids >= 0)
     doubtful = others[:, :NEAREST] & (found.cosines[:, :NEAREST] >= np.nanquantile(cosines, 0.05))
-    copy, place = np.nonzero(doubtful)
-    unlike, where = np.unique(found.ids[copy, place], return_inverse=True)
-    pictures, candidates = np.stack(pictures)[copy // len(kinds)], outlines(images.select(unlike)["image"])
-    others[copy, place] = (pictures @ candidates[where][..., None]).max(axis=(1, 2)) < SAME
-    return Calibration(np.tile(kinds, len(rows)), cosines, found.cosines[others])
+    query, place = np.nonzero(doubtful)
+    others[query, place] = ~same_picture(images, owners[query], found.ids[query, place], kinds)
+    beside, between = (found.cosines[part][others[part]] for part in (slice(made), slice(made, None)))
+    return Calibration(np.tile(kinds, len(rows)), cosines, beside, between, len(asked))
+
+
+def same_picture(images: Dataset, owners: np.ndarray, others: np.ndarray, kinds: Sequence[str]) -> np.ndarray:
+    """Whether other images (p,) look like these (p,) or like one of their altered copies: (p,) bool."""
+    rows, places = np.unique(others, return_inverse=True)
+    seen, same = outlines(images.select(rows)["image"]), np.zeros(len(others), bool)
+    for owner in np.unique(owners).tolist():
+        original, mine = open_image(images[owner]["image"]), owners == owner
+        original.thumbnail((256, 256))
+        looks = outlines([original, *(alter(original, kind) for kind in kinds)])
+        same[mine] = (seen[places[mine]] @ looks.T).max(axis=1) > SAME
+    return same
 
 
 def outlines(images) -> np.ndarray:
