@@ -1,0 +1,1 @@
+"""What most readers never need, imported only when asked for."""
