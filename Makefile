@@ -9,12 +9,12 @@ OPTIONS = $(if $(DATASET),--dataset "$(DATASET)") $(if $(CHECKPOINT),--checkpoin
 	$(if $(HASH_SIZE),--hash-size "$(HASH_SIZE)") $(if $(NUM_TABLES),--num-tables "$(NUM_TABLES)") \
 	$(if $(PARAMS),--params "$(PARAMS)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
-FREEZE = build/pins/bin/pip freeze --exclude imgsim | sed 's/+[a-z0-9.]*$$//'
-
-.PHONY: run test lab notebooks address pins clean
 
 run: $(READY) ## notebooks 01 to 04, on the built-in images or on DATASET= CHECKPOINT= HASH_SIZE= NUM_TABLES= OUTPUT=
 	$(BIN)/python -m imgsim run $(OPTIONS)
+
+sweep: $(READY) ## checkpoints and hash settings side by side: FILE=params/sweep.yaml, OUTPUT=
+	$(BIN)/python -m imgsim sweep $(or $(FILE),params/sweep.yaml) $(if $(OUTPUT),--output "$(OUTPUT)")
 
 test: $(EXTRAS) ## everything that is promised, on two cores, without a network
 	$(BIN)/ruff check .
@@ -24,7 +24,7 @@ test: $(EXTRAS) ## everything that is promised, on two cores, without a network
 lab: $(READY) ## JupyterLab with this environment's kernel
 	$(BIN)/jupyter lab notebooks
 
-notebooks: $(READY) ## execute notebooks 01 to 04 in place, to store new outputs
+notebooks: $(READY) ## execute the notebooks in place, to store new outputs
 	$(BIN)/python tests/refresh.py
 
 address: $(READY) ## after a change of the repository's address in pyproject.toml: write it into the notebooks

@@ -1,4 +1,4 @@
-"""The command line: python -m imgsim run, assess, export."""
+"""The command line: python -m imgsim run, sweep, repeat, query, assess, export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from imgsim.store import cache_folder, cache_megabytes
 
 HELP = {
     "dataset": "'builtin', a data set on the Hub (owner/name or owner/name@revision), or a folder of images",
-    "checkpoint": "'builtin', a checkpoint on the Hub (owner/name or owner/name@revision), a folder, or an ONNX file",
+    "checkpoint": "'builtin', a checkpoint on the Hub (owner/name or owner/name@revision), or a folder; "
+    "any of them after 'untrained:' for the same network with random weights; or an ONNX file",
     "hash_size": "bits in a code, 1 to 64: more bits, smaller buckets",
     "num_tables": "hash tables: more tables, more neighbours found",
     "probes": "further buckets looked up for every table: more probes, more neighbours found",
@@ -28,75 +29,165 @@ COLUMNS = {  # options that become part of the data set's name
     "--image-column": ("image", "the column of the images, where a data set has several"),
     "--label-column": ("label", "the column of the labels, where it is not found by itself"),
 }
+DESCRIPTION = "Image similarity: embeddings, hashes, tables, ranked images."
+ABOUT = {
+    "run": "once through the notebooks, with your images and your checkpoint",
+    "sweep": "many settings side by side, and which of them to choose",
+    "query": "ask the index of a run with a photo",
+    "repeat": "does a run still come out the same?",
+    "assess": "what is a checkpoint worth on these images?",
+    "export": "write a checkpoint as an ONNX file that --checkpoint takes",
+}
+MORE = {
+    "": """\
+examples:
+  python -m imgsim run                                   built-in images and checkpoint, no network
+  python -m imgsim run --dataset photos --checkpoint facebook/dinov2-small
+  python -m imgsim query outputs/photos-dinov2-small-k8-L10-p8-seed0 new.jpg
+  python -m imgsim sweep params/sweep.yaml
+
+python -m imgsim COMMAND --help tells more about each.""",
+    "run": """\
+Leaves a folder with report.html, the executed notebooks, figures/, index/, metrics.json and run.json.
+
+examples:
+  python -m imgsim run --hash-size 6 --num-tables 20
+  python -m imgsim run --params params/beans.yaml --seed 1""",
+    "sweep": """\
+The file holds settings as for run, each with one value or a list of them:
+
+  dataset: builtin
+  checkpoint: [builtin, "untrained:builtin"]
+  hash_size: [6, 8, 10]
+  seed: [0, 1]
+
+Every combination is a point. Named points may stand beside them, under "points: {small: {hash_size: 6}, ...}".
+Leaves a folder with report.html (the answer, and a link to every point's own page), results.csv and
+results.parquet. A sweep that was interrupted goes on where it stopped when it is started again.""",
+    "query": """\
+example:
+  python -m imgsim query outputs/builtin-builtin-k8-L10-p8-seed0 photo.jpg --top-k 8""",
+    "repeat": """\
+Runs again from the folder's run.json, from an empty cache and into a place of its own. Exit code 0 means identical;
+times are not compared.""",
+    "assess": "Prints exact label precision and the number of directions the embeddings use.",
+    "export": """\
+example:
+  python -m imgsim export facebook/dinov2-small dinov2.onnx""",
+}
 
 
 class Parser(argparse.ArgumentParser):
     """Says in one sentence what was wrong, and takes no abbreviated options."""
 
     def __init__(self, **settings):
-        super().__init__(**settings, allow_abbrev=False)
+        super().__init__(**settings, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m imgsim", description="Image similarity: embeddings, hashes, tables, ranked images.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run", help="execute notebooks 01 to 04 and keep pictures, numbers and index")
-    assess = commands.add_parser(
-        "assess", help="measure a checkpoint's embeddings beside its untrained self and pixels"
-    )
-    export = commands.add_parser("export", help="write a checkpoint as an ONNX file that --checkpoint takes")
-    export.add_argument("checkpoint", metavar="CHECKPOINT", help=HELP["checkpoint"])
-    export.add_argument("target", metavar="FILE.onnx", help="where to write it; settings go to FILE.onnx.json")
-    for command, names in ((runs, DEFAULTS), (assess, ("dataset", "checkpoint")), (export, ())):
-        for name in names:
-            option, kind = "--" + name.replace("_", "-"), type(DEFAULTS[name])
-            text = f"{HELP[name]} (default: {DEFAULTS[name]})"
+    parser = Parser(prog="python -m imgsim", description=DESCRIPTION, epilog=MORE[""])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    def add(name: str, settings=()) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=ABOUT[name], description=ABOUT[name], epilog=MORE[name])
+        for setting in settings:
+            option, kind = "--" + setting.replace("_", "-"), type(DEFAULTS[setting])
+            text = f"{HELP[setting]} (default: {DEFAULTS[setting]})"
             command.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text)
-        for option, (_, text) in COLUMNS.items():
+        for option, (_, text) in COLUMNS.items() if settings else ():
             command.add_argument(option, metavar="NAME", help=text)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return command
+
+    runs = add("run", DEFAULTS)
     runs.add_argument("--params", metavar="FILE", help="settings from a YAML file; options given here come first")
     runs.add_argument("--output", metavar="DIR", help="where to put it all (default: outputs/ and the settings)")
+    sweep = add("sweep")
+    sweep.add_argument("file", metavar="FILE", help="a YAML file of settings and lists of settings")
+    sweep.add_argument("--output", metavar="DIR", help="where to put it all (default: outputs/ and the file's name)")
+    sweep.add_argument("--jobs", type=int, help="points at a time (default: as cores and memory allow)")
+    query = add("query")
+    query.add_argument("run", metavar="RUN", help="the folder of a run")
+    query.add_argument("photo", metavar="PHOTO", help="an image file")
+    query.add_argument("--top-k", type=int, default=8, help="matches to show (default: 8)")
+    query.add_argument("--output", metavar="PNG", help="the picture of the matches (default: among the run's figures)")
+    add("repeat").add_argument("run", metavar="RUN", help="the folder of a run")
+    add("assess", ("dataset", "checkpoint"))
+    export = add("export")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help=HELP["checkpoint"])
+    export.add_argument("target", metavar="FILE.onnx", help="where to write it; settings go to FILE.onnx.json")
     return parser.parse_args(arguments)
+
+
+def settings_of(options: argparse.Namespace) -> dict:
+    """The settings that options name, over those of a parameters file where one is given."""
+    settings = read_params(options.params) if getattr(options, "params", None) else {}
+    settings |= {name: value for name, value in vars(options).items() if name in DEFAULTS}
+    columns = {key: getattr(options, option[2:].replace("-", "_")) for option, (key, _) in COLUMNS.items()}
+    if any(columns.values()):
+        settings["dataset"] = add_options(settings.get("dataset", DEFAULTS["dataset"]), **columns)
+    return settings
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run the command that was asked for; what only one of them needs is imported there."""
+    if options.command == "run":
+        folder = run(settings_of(options), options.output)
+        print(f"Pictures and story: {folder / 'report.html'}\nNumbers:            {folder / 'metrics.json'}")
+        print(f"Cache:              {cache_folder()} ({cache_megabytes():.0f} MB; make clean empties it)")
+    elif options.command == "sweep":
+        from imgsim.extras.sweep import sweep
+
+        folder, table = sweep(options.file, options.output, options.jobs)
+        if (folder / "report.html").exists():
+            print(f"Answer: {folder / 'report.html'}")
+        print(f"Table:  {folder / 'results.csv'}")
+        failed = int(table["error"].notna().sum())
+        if failed:
+            print(
+                f"error: {failed} of {len(table)} points failed; start the sweep again to retry them.", file=sys.stderr
+            )
+        return int(failed > 0)
+    elif options.command == "query":
+        from imgsim.extras.kept import query
+
+        print(f"Picture: {query(options.run, options.photo, options.top_k, options.output)}")
+    elif options.command == "repeat":
+        from imgsim.extras.kept import repeat
+
+        return int(not repeat(options.run))
+    elif options.command == "export":
+        from imgsim.encoder import load_encoder  # loads torch
+        from imgsim.engine import export
+
+        print(export(load_encoder(options.checkpoint, device="cpu"), options.target))
+    else:
+        from imgsim.assess import assess  # loads torch
+
+        print(assess(**settings_of(options)))
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors become one sentence and exit code 1."""
     options = parse(arguments)
-    given = {name: value for name, value in vars(options).items() if name in DEFAULTS}
-    columns = {key: getattr(options, option[2:].replace("-", "_")) for option, (key, _) in COLUMNS.items()}
     try:
-        params = read_params(options.params) if getattr(options, "params", None) else {}
-        settings = DEFAULTS | params | given
-        if any(columns.values()):
-            settings["dataset"] = add_options(settings["dataset"], **columns)
-        if options.command == "assess":
-            from imgsim.assess import assess  # loads torch
-
-            print(assess(settings["dataset"], settings["checkpoint"]))
-            return 0
-        if options.command == "export":
-            from imgsim.encoder import load_encoder  # loads torch
-            from imgsim.engine import export
-
-            print(export(load_encoder(options.checkpoint, device="cpu"), options.target))
-            return 0
-        folder = run(settings, options.output)
+        return execute(options)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
         if options.debug:
             raise
-        said = getattr(error, "evalue", error) or f"a notebook stopped with {error.ename}"
-        print(f"error: {said}", file=sys.stderr)
+        said = (
+            str(getattr(error, "evalue", error)).strip()
+            or f"stopped by {getattr(error, 'ename', type(error).__name__)}"
+        )
+        print(f"error: {said.partition(chr(10))[0]}", file=sys.stderr)
         return 1
-    print(f"Pictures and story: {folder / 'report.html'}\nNumbers:            {folder / 'metrics.json'}")
-    print(f"Cache:              {cache_folder()} ({cache_megabytes():.0f} MB; make clean empties it)")
-    return 0
 
 
 if __name__ == "__main__":

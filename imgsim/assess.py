@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from transformers import AutoModel
 
-from imgsim.encoder import Encoder, load_encoder
+from imgsim.encoder import load_encoder
 from imgsim.evaluation import exact_neighbours, label_precision, participation_ratio
 from imgsim.images import candidates_and_queries, labels_of, load_images
 from imgsim.opening import open_image
+from imgsim.store import UNTRAINED
 
 PIXELS = 16  # images shrunk to 16 x 16 RGB: what colour and layout alone tell
 
@@ -23,10 +22,7 @@ def assess(dataset: str = "builtin", checkpoint: str = "builtin") -> str:
     """Exact label precision at 5 and participation ratio of a checkpoint on a data set, as a small table."""
     candidates, queries = candidates_and_queries(load_images(dataset))
     trained = load_encoder(checkpoint)
-    if not hasattr(trained.model, "config"):
-        raise ValueError(f"{checkpoint!r} has no untrained self to compare with: take the checkpoint it was made of.")
-    torch.manual_seed(0)
-    untrained = Encoder(AutoModel.from_config(trained.model.config), trained.processor)
+    untrained = load_encoder(UNTRAINED + checkpoint)
     lines = [f"{'':24}{'precision@5':>12}{'participation ratio':>21}"]
     for name, embed in (("checkpoint", trained.embed), ("the same, untrained", untrained.embed), ("pixels", shrink)):
         rows = embed(candidates)

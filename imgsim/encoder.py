@@ -28,12 +28,12 @@ from imgsim.images import fingerprint
 from imgsim.opening import open_image
 from imgsim.pooling import Pooled
 from imgsim.processors import read_processor
-from imgsim.store import cache_folder, first_line, locate, write_whole
+from imgsim.store import UNTRAINED, cache_folder, first_line, locate, write_whole
 
 PROCESS = os.getpid()
 DTYPES = ("float32", "bfloat16", "float16")
 CPU_STEP = 8  # images in a pass on a CPU: what their layers put out still fits into its caches
-AHEAD = min(4, os.cpu_count() or 1)  # threads that prepare batches
+AHEAD = min(4, os.cpu_count() or 1)  # threads that prepare batches for a GPU
 BUILTIN = Path(__file__).parent / "assets" / "leaf-vit"
 
 
@@ -82,8 +82,9 @@ class Encoder:
 
     dim: the embeddings' length d, taken from a real pass. pooling: how they are made of the model's outputs, one
     of `pooling.POOLINGS`, or "rows" for a model that gives them as they are. digest: of weights, configuration,
-    pooling and image processor, by which an index knows its encoder again. images_per_second: of the pass that
-    made the last embeddings, decoding included; it is kept with them in the cache.
+    pooling, precision and image processor, by which the cache and an index know their encoder again.
+    images_per_second: of the pass that made the last embeddings, decoding included; it is kept with them in the
+    cache.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Encoder:
         settings = {key: value for key, value in config.items() if key not in unstable}
         content = getattr(self.model, "content", None)  # of an ONNX file
         backend = getattr(self.processor, "backend", None)  # pillow's pixels are not torchvision's
-        parts = [settings, processor, backend, self.pooling, content]
+        parts = [settings, processor, backend, self.pooling, self.precision, content]
         digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
         for name, weights in sorted(self.model.state_dict().items()):
             # Where it is not used, a pooler may be drawn anew at every load.
@@ -125,6 +126,10 @@ class Encoder:
                 digest.update(name.encode())
                 digest.update(weights.float().cpu().contiguous().numpy())
         return digest.hexdigest()
+
+    def about(self) -> dict[str, str]:
+        """What an index remembers of its encoder."""
+        return {"name": self.name, "digest": self.digest, "pooling": self.pooling, "dtype": self.precision}
 
     def __reduce__(self):
         # Workers of Dataset.map load the checkpoint again, and its fingerprint need not pickle the weights.
@@ -152,6 +157,9 @@ class Encoder:
     def _forward(self, pixels: torch.Tensor) -> np.ndarray:
         return self.network(self.place(pixels)).float().cpu().numpy()
 
+    def _embed_batch(self, sources: Sequence) -> np.ndarray:
+        return self._forward(self._prepare(sources))
+
     def embed(self, images, batch_size: int = 48) -> np.ndarray:
         """Embed images into rows (n, d), float32, as the model gives them (not normalised).
 
@@ -161,7 +169,7 @@ class Encoder:
         if not isinstance(images, Dataset) or not len(images):
             return self._embed(images, batch_size)
         sources = images.cast_column("image", Image(decode=False))["image"]
-        key = f"{fingerprint(images)}-{self.digest}-{self.precision}"
+        key = f"{fingerprint(images)}-{self.digest}"
         file = cache_folder("embeddings") / f"{blake2b(key.encode(), digest_size=16).hexdigest()}.npz"
         try:
             with np.load(file) as kept:
@@ -177,20 +185,26 @@ class Encoder:
     def _embed(self, sources: Sequence, batch_size: int) -> np.ndarray:
         if not len(sources):
             return np.empty((0, self.dim), np.float32)
-        start, rows = time.perf_counter(), []
-        step = self.step(batch_size)
+        start, rows, step, threads = time.perf_counter(), [], self.step(batch_size), torch.get_num_threads()
         batches = (sources[i : i + step] for i in range(0, len(sources), step))
-        with (
-            tqdm(total=len(sources), desc="embedding", unit="image", delay=1) as bar,
-            ThreadPoolExecutor(AHEAD) as pool,
-        ):
-            # The next batches are decoded and resized while the model works on this one.
-            waiting = deque(pool.submit(self._prepare, batch) for batch in islice(batches, AHEAD + 1))
-            while waiting:
-                pixels = waiting.popleft().result()
-                waiting.extend(pool.submit(self._prepare, batch) for batch in islice(batches, 1))
-                rows.append(self._forward(pixels))
-                bar.update(len(pixels))
+        # On a CPU each thread takes batches all the way, alone: threads that share one would wait for one another.
+        alone = self.device.type == "cpu" and len(sources) > step
+        work, workers = (self._embed_batch, threads) if alone else (self._prepare, AHEAD)
+        try:
+            with (
+                tqdm(total=len(sources), desc="embedding", unit="image", delay=1) as bar,
+                ThreadPoolExecutor(
+                    workers, initializer=torch.set_num_threads if alone else None, initargs=(1,)
+                ) as pool,
+            ):
+                waiting = deque(pool.submit(work, batch) for batch in islice(batches, workers + 1))
+                while waiting:
+                    done = waiting.popleft().result()
+                    waiting.extend(pool.submit(work, batch) for batch in islice(batches, 1))
+                    rows.append(done if alone else self._forward(done))
+                    bar.update(len(rows[-1]))
+        finally:
+            torch.set_num_threads(threads)  # what threads set for themselves, new ones would inherit
         self.images_per_second = len(sources) / (time.perf_counter() - start)
         return np.concatenate(rows)
 
@@ -199,12 +213,13 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
     """Load an encoder.
 
     checkpoint: "builtin" (a small ViT trained on drawn leaves), a folder in transformers format, a Hub id
-    (`owner/name` or `owner/name@revision`), an ONNX file that `python -m imgsim export` wrote, or a
-    torch.nn.Module with its image processor in `processor` (which may be left out where the module was itself
-    loaded from a checkpoint). device: "cuda", "mps", "cpu"; by default the first that is there. dtype: "float32"
-    (the default), "bfloat16" or, on a GPU, "float16". pooling: one of `pooling.POOLINGS`; by default the one that
-    suits the model. Only safetensors are read. Raises ValueError where there is no such checkpoint or it cannot
-    embed images, ConnectionError where the Hub cannot be reached.
+    (`owner/name` or `owner/name@revision`), any of them after "untrained:" for the same network with random weights
+    (always the same ones), an ONNX file that `python -m imgsim export` wrote, or a torch.nn.Module with its image
+    processor in `processor` (which may be left out where the module was itself loaded from a checkpoint). device:
+    "cuda", "mps", "cpu"; by default the first that is there. dtype: "float32" (the default), "bfloat16" or, on a
+    GPU, "float16". pooling: one of `pooling.POOLINGS`; by default the one that suits the model. Only safetensors
+    are read. Raises ValueError where there is no such checkpoint or it cannot embed images, ConnectionError where
+    the Hub cannot be reached.
     """
     if isinstance(checkpoint, torch.nn.Module):
         name = getattr(checkpoint, "name_or_path", "")
@@ -212,19 +227,25 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
             raise ValueError("A model given as a module needs its image processor: processor=...")
         processor = processor or read_processor(locate(name, "checkpoint"), checkpoint)
         return Encoder(checkpoint, processor, device, dtype, pooling)
-    origin = (str(checkpoint), device, dtype, processor, pooling)
-    if is_onnx(checkpoint):
+    origin, name = (str(checkpoint), device, dtype, processor, pooling), str(checkpoint).removeprefix(UNTRAINED)
+    if is_onnx(name):
+        if name != str(checkpoint):
+            raise ValueError(f"{name!r} has no untrained self: take that of the checkpoint it was made of.")
         settings, place = read_settings(checkpoint, processor), torch.device(device or "cpu")
         precision = pick_dtype(dtype, place, checkpoint)
         if place.type != "cpu":
             raise ValueError(f"An ONNX file runs on the CPU, not on {place.type}; take the checkpoint it was made of.")
         return Encoder(OnnxModel(settings), processor or onnx_processor(settings), place, precision, pooling, origin)
-    folder = BUILTIN if checkpoint == "builtin" else locate(str(checkpoint), "checkpoint")
+    folder = BUILTIN if name == "builtin" else locate(name, "checkpoint")
     try:
         with quiet():
             model, report = AutoModel.from_pretrained(
                 folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
+            if name != str(checkpoint):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    model, report = AutoModel.from_config(model.config), {"missing_keys": []}
             missing = sorted(
                 name for name in report["missing_keys"] if pooling == "pooler" or not name.startswith("pooler.")
             )

@@ -23,6 +23,8 @@ from imgsim.tables import LSH
 
 SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "seed", "probes", "rerank")
 DRIFT = 0.25  # of the spread: from here on the planes no longer divide the candidates evenly
+ABOUT = "the checkpoint {name!r} ({pooling}, {dtype})"  # an encoder in a sentence
+UNKNOWN = dict.fromkeys(("name", "digest", "pooling", "dtype"))
 ARRAYS = ("planes", "mean", "ids", "labels", "signatures", "embeddings")
 
 
@@ -250,17 +252,19 @@ class BuildLSHTable:
             raise ValueError("The embeddings hold values that are not finite numbers.")
         return embeddings
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that decides the index's answers, by name: planes, mean, ids, labels, signatures, embeddings."""
+        candidates, entries, projection = self._built(), self.lsh.entries, self.projection
+        values = (projection.planes, projection.mean, entries.ids, entries.labels)
+        return dict(zip(ARRAYS, (*values, candidates.signatures, candidates.points), strict=True))
+
     def save(self, folder) -> Path:
         """Write the index to a folder of its own, in place of an index that lies there."""
-        candidates = self._built()
-        entries, projection = self.lsh.entries, self.projection
-        values = (projection.planes, projection.mean, entries.ids, entries.labels)
-        values += (candidates.signatures, candidates.points)
+        arrays = self.arrays()
         manifest = {name: getattr(self, name) for name in SETTINGS}
         manifest |= {"count": len(self), "build_seconds": self.build_seconds}
-        about = {name: getattr(self.encoder, name, None) for name in ("name", "digest", "pooling")}
-        manifest["encoder"] = about | {"dtype": getattr(self.encoder, "precision", None)}
-        write_arrays(folder, manifest, dict(zip(ARRAYS, values, strict=True)))
+        manifest["encoder"] = self.encoder.about() if self.encoder else UNKNOWN
+        write_arrays(folder, manifest, arrays)
         return Path(folder)
 
     @classmethod
@@ -274,8 +278,8 @@ class BuildLSHTable:
         index.encoder, made_with = as_encoder(model, processor), manifest["encoder"]
         if index.encoder and index.encoder.digest != made_with["digest"]:
             raise ValueError(
-                f"The index {str(folder)!r} was made with the checkpoint {made_with['name']!r}, not with "
-                f"{index.encoder.name!r} as it is now: load it with that one, or build it again."
+                f"The index {str(folder)!r} was made with {ABOUT.format_map(UNKNOWN | made_with)}, not with "
+                f"{ABOUT.format_map(index.encoder.about())} as it is now: load it with that one, or build it again."
             )
         if arrays["planes"].shape != (index.num_tables, index.dim, index.hash_size):
             raise ValueError(f"The index {str(folder)!r} is damaged: manifest and planes contradict each other.")

@@ -17,6 +17,7 @@ import numpy as np
 FORMAT = 1  # of an index's folder
 MANIFEST = "manifest.json"
 CHECKPOINT_FILES = ["*.json", "*.safetensors"]
+UNTRAINED = "untrained:"  # before a checkpoint's name: the same network with random weights
 HUB_TIMEOUT = 5  # seconds; without a network transformers and datasets would try for over a minute
 
 
@@ -36,6 +37,18 @@ def first_line(error: BaseException) -> str:
 def cache_megabytes() -> float:
     """How much the cache holds."""
     return sum(file.lstat().st_size for file in cache_folder().rglob("*") if file.is_file()) / 1e6
+
+
+@contextmanager
+def environ(**values: str) -> Iterator[None]:
+    """Environment variables that hold for a while, for the processes started meanwhile too."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Write the repository's address into the notebooks and README, or execute the notebooks to store new outputs."""
+"""Write the repository's address into notebooks and README, clean notebooks, or execute them to store new outputs."""
 
 import re
 import sys
@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
 STORED = [path for path in NOTEBOOKS if path.name >= "01"]  # training the checkpoint takes too long to repeat
 
 
@@ -24,25 +25,54 @@ def readdress(text: str, url: str) -> str:
     return re.sub(r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(/blob)", rf"\1{slug}\2", text)
 
 
+def clean(notebook, prefix: str) -> None:
+    """Keep outputs, but no timestamps, widget state, machine's versions or ids and counts that change by themselves."""
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"{prefix}-{i:02d}"
+        for name in ("execution", "ExecuteTime", "papermill", "collapsed", "scrolled"):
+            cell.metadata.pop(name, None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    ran = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.execution_count]
+    for count, cell in enumerate(ran, 1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
+
+
 def execute(path: Path) -> None:
-    """Run a notebook and keep it clean: outputs and figures, but no timestamps, widget state or machine's versions."""
+    """Run a notebook and keep it clean."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     ).execute()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # progress bars
-    notebook.metadata = {
-        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-        "language_info": {"name": "python"},
-    }
+    clean(notebook, path.stem[:2])
     nbformat.write(notebook, path)
 
 
+def rewrite(path: Path) -> bool:
+    """Clean a notebook in place; returns whether there was something to clean."""
+    before = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(before, as_version=4)
+    clean(notebook, path.stem if path.stem.isalpha() else path.stem[:2])
+    text = nbformat.writes(notebook) + "\n"
+    if text != before:
+        path.write_text(text, encoding="utf-8")
+    return text != before
+
+
 if __name__ == "__main__":
-    if "--address" in sys.argv:
+    if "--clean" in sys.argv:  # as a hook before a commit: a notebook that had to be cleaned stops it
+        sys.exit(sum(rewrite(Path(name)) for name in sys.argv[2:]) > 0)
+    elif "--address" in sys.argv:
         for path in [*NOTEBOOKS, ROOT / "README.md"]:
             path.write_text(readdress(path.read_text(encoding="utf-8"), address()), encoding="utf-8")
     else:

@@ -351,6 +351,13 @@ def test_precision_is_known_by_name(checkpoint, encoder, refused):
             load_encoder(checkpoint, "cpu", dtype)
 
 
+def test_the_digest_knows_the_precision_even_where_it_rounds_no_weight(copy, images, own_cache):
+    change_weights(copy, lambda weights: {name: value.bfloat16().float() for name, value in weights.items()})
+    exact, coarse = (load_encoder(copy, "cpu", dtype) for dtype in ("float32", "bfloat16"))
+    assert exact.digest != coarse.digest
+    assert np.abs(exact.embed(images["test"]) - coarse.embed(images["test"])).max() > 0
+
+
 def test_another_pooling_is_embedded_again(checkpoint, encoder, images, own_cache):
     rows, mean = encoder.embed(images["test"]), load_encoder(checkpoint, "cpu", pooling="mean").embed(images["test"])
     assert np.abs(rows - mean).max() > 0.1 and len(list(own_cache.iterdir())) == 2

@@ -85,6 +85,10 @@ def damage(file, kind):
         file.unlink()
     elif kind == "cut short":
         file.write_bytes(file.read_bytes()[:-100])
+    elif kind == "one changed byte":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
     elif kind == "no settings":
         beside.unlink()
     elif kind == "broken settings":
@@ -94,7 +98,8 @@ def damage(file, kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["missing", "cut short", "no settings", "broken settings", "settings of a later version"]
+    "kind",
+    ["missing", "cut short", "one changed byte", "no settings", "broken settings", "settings of a later version"],
 )
 def test_a_file_that_is_not_whole_is_refused_before_anything_runs(kind, copy, image_folder, refused, capsys):
     damage(copy, kind)

@@ -1,16 +1,20 @@
 """The project's files hold one another: pins and ranges, addresses, settings, sizes."""
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from baseline import BAND, SAME, compare
 from packaging.requirements import Requirement
-from refresh import address, readdress
+from refresh import WIDGET, address, readdress, rewrite
 
+from imgsim.extras.points import read_points
 from imgsim.runs import DEFAULTS, check, read_params
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +56,40 @@ def test_addresses_come_from_pyproject():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.name)
 def test_parameter_files_hold_known_settings(path):
-    check(read_params(path))
+    assert all(check({name: point[name] for name in DEFAULTS}) for point in read_points(path))
+
+
+def test_cleaning_keeps_outputs_and_drops_what_changes_by_itself(tmp_path):
+    stored, path = ROOT / "notebooks" / "03_tables.ipynb", tmp_path / "03_tables.ipynb"
+    notebook = nbformat.read(stored, as_version=4)
+    notebook.metadata["widgets"] = {"state": {}}
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"random-{i}"
+        cell.metadata["execution"] = {"iopub.execute_input": "2024-01-01T00:00:00Z"}
+        if cell.cell_type == "code":
+            cell.outputs.append(nbformat.v4.new_output("display_data", {WIDGET: {"model_id": "1"}}))
+            cell.execution_count = cell.execution_count and cell.execution_count + 7
+    nbformat.write(notebook, path)
+    assert rewrite(path) and not rewrite(path)
+    assert nbformat.read(path, as_version=4) == nbformat.read(stored, as_version=4)
+
+
+def test_notebooks_are_kept_clean(tmp_path):
+    for path in ROOT.glob("notebooks/**/*.ipynb"):
+        copy = tmp_path / path.name
+        copy.write_bytes(path.read_bytes())
+        assert not rewrite(copy), path.name
+
+
+def test_baseline_tells_what_has_left_its_band(tmp_path):
+    metrics = dict.fromkeys(SAME, 100) | dict.fromkeys(BAND, 0.5)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    command = [sys.executable, ROOT / "tests" / "baseline.py", tmp_path / "metrics.json", tmp_path / "kept" / "b.json"]
+    assert [subprocess.run(command, capture_output=True).returncode for _ in range(2)] == [0, 0]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"recall_at_10": 0.4}))
+    assert subprocess.run(command, capture_output=True).returncode == 1
+    assert compare(metrics | {"recall_at_10": 0.52}, metrics) == []
+    assert compare(metrics | {"queries": 99}, metrics) == ["queries was 100 and is 99"]
 
 
 def test_builtin_parameter_file_and_readme_tell_the_defaults():
