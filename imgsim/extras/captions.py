@@ -34,7 +34,7 @@ def _behind(name):
 # Aspect -> meaning -> whether it is true of a leaf, and the words for it.
 MEANINGS = {
     "condition": {
-        "healthy": (_sick("healthy"), ("without spots", "without any disease", "in good health")),
+        "healthy": (_sick("healthy"), ("that is healthy", "without spots", "without any disease", "in good health")),
         "rust": (_sick("bean_rust"), ("with rust", "with rust spots", "with bean rust")),
         "few rust spots": (_sick("bean_rust", 0.3, 0.6), ("with few rust spots", "with a little rust")),
         "many rust spots": (_sick("bean_rust", 0.7), ("with many rust spots", "full of rust", "covered in rust")),
@@ -121,9 +121,8 @@ def caption(facts: dict[str, str], rng) -> str:
 
 
 def unseen(count: int = 20, seed: int = 0) -> list[dict[str, str]]:
-    """Combinations of condition, shade and (a common) background that no training caption may say: the test."""
-    aspects = ("condition", "shade", "background")
-    strong = [meaning for meaning in MEANINGS["condition"] if meaning not in ("rust", "patches")]
-    every = list(product(strong, MEANINGS["shade"], ("soil", "straw", "foliage")))
+    """Combinations of a condition, an adjective and a common background that no training caption says: the test."""
+    adjectives = [(aspect, meaning) for aspect in ADJECTIVES for meaning in MEANINGS[aspect]]
+    every = list(product(MEANINGS["condition"], adjectives, ("soil", "straw", "foliage")))
     chosen = np.random.default_rng(seed).permutation(len(every))[:count]
-    return [dict(zip(aspects, every[i], strict=True)) for i in chosen]
+    return [{"condition": every[i][0], every[i][1][0]: every[i][1][1], "background": every[i][2]} for i in chosen]

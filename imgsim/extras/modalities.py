@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
 
 from imgsim.encoder import Encoder, load_encoder, quiet
-from imgsim.evaluation import normalise
 from imgsim.pooling import model_type
 from imgsim.store import first_line, locate
 
@@ -30,8 +29,8 @@ class TextEncoder:
         if other.pooling != "joint space" or not hasattr(other.model, "get_text_features"):
             kind = model_type(other.model)
             raise ValueError(f"{other.name!r}, of type {kind!r}, has no text side: take a CLIP, a SigLIP or a CLAP.")
-        self.model, self.device, self.dim, self.name, self.digest = (
-            getattr(other, name) for name in ("model", "device", "dim", "name", "digest")
+        self.model, self.device, self.dim, self.name, self.digest, self.about = (
+            getattr(other, name) for name in ("model", "device", "dim", "name", "digest", "about")
         )
         try:
             self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(
@@ -66,7 +65,9 @@ class TextEncoder:
         unknown = self.tokenizer.unk_token_id
         for text in texts if unknown is not None else ():
             if unknown in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
-                warnings.warn(f"{self.name!r} does not know all the words in {text!r}.", stacklevel=3)
+                warnings.warn(
+                    f"The model does not know all the words in {text!r}.", stacklevel=4
+                )  # of the caller: torch stands between
 
 
 def load_dual_encoder(checkpoint="builtin", device=None, dtype=None) -> tuple[Encoder, TextEncoder]:
@@ -77,15 +78,6 @@ def load_dual_encoder(checkpoint="builtin", device=None, dtype=None) -> tuple[En
     """
     images = load_encoder(BUILTIN if checkpoint == "builtin" else checkpoint, device, dtype)
     return images, TextEncoder(images)
-
-
-def recentre(rows, own, other) -> np.ndarray:
-    """Move rows (n, d) of one kind from their own mean (d,) to the mean (d,) of another kind's, as unit rows.
-
-    A dual encoder puts texts and images into two clouds, apart from one another (Liang et al. 2022); planes
-    through the middle of one have the whole of the other on one side.
-    """
-    return normalise(normalise(rows) - own + other)
 
 
 class AudioEncoder(Encoder):
