@@ -65,9 +65,8 @@ class TextEncoder:
         unknown = self.tokenizer.unk_token_id
         for text in texts if unknown is not None else ():
             if unknown in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
-                warnings.warn(
-                    f"The model does not know all the words in {text!r}.", stacklevel=4
-                )  # of the caller: torch stands between
+                # The caller of embed is four floors up: torch stands between.
+                warnings.warn(f"The model does not know all the words in {text!r}.", stacklevel=4)
 
 
 def load_dual_encoder(checkpoint="builtin", device=None, dtype=None) -> tuple[Encoder, TextEncoder]:
