@@ -286,8 +286,8 @@ def build_times(candidates) -> str:
     )
     ours, theirs, product = np.median([[seconds_of(work) for work in works] for _ in range(3)], axis=0)
     return (
-        f"Building with {hash_size} bits × {num_tables} tables: imgsim {ours:.2f} s (projection, codes and tables); "
-        f"IndexBinaryMultiHash {theirs:.2f} s to add codes already made; the projection's bare product {product:.2f} s."
+        f"Building with {hash_size} bits × {num_tables} tables: imgsim {ours:.3f} s (projection, codes and tables); "
+        f"IndexBinaryMultiHash {theirs:.3f} s to add codes already made; the projection's bare product {product:.3f} s."
     )
 
 

@@ -33,7 +33,7 @@ from imgsim.store import UNTRAINED, cache_folder, first_line, locate, write_whol
 PROCESS = os.getpid()
 DTYPES = ("float32", "bfloat16", "float16")
 CPU_STEP = 8  # images in a pass on a CPU: what their layers put out still fits into its caches
-AHEAD = min(4, os.cpu_count() or 1)  # threads that prepare batches
+AHEAD = min(4, os.cpu_count() or 1)  # threads that prepare batches for a GPU
 BUILTIN = Path(__file__).parent / "assets" / "leaf-vit"
 
 
@@ -157,6 +157,9 @@ class Encoder:
     def _forward(self, pixels: torch.Tensor) -> np.ndarray:
         return self.network(self.place(pixels)).float().cpu().numpy()
 
+    def _embed_batch(self, sources: Sequence) -> np.ndarray:
+        return self._forward(self._prepare(sources))
+
     def embed(self, images, batch_size: int = 48) -> np.ndarray:
         """Embed images into rows (n, d), float32, as the model gives them (not normalised).
 
@@ -182,20 +185,26 @@ class Encoder:
     def _embed(self, sources: Sequence, batch_size: int) -> np.ndarray:
         if not len(sources):
             return np.empty((0, self.dim), np.float32)
-        start, rows = time.perf_counter(), []
-        step = self.step(batch_size)
+        start, rows, step, threads = time.perf_counter(), [], self.step(batch_size), torch.get_num_threads()
         batches = (sources[i : i + step] for i in range(0, len(sources), step))
-        with (
-            tqdm(total=len(sources), desc="embedding", unit="image", delay=1) as bar,
-            ThreadPoolExecutor(AHEAD) as pool,
-        ):
-            # The next batches are decoded and resized while the model works on this one.
-            waiting = deque(pool.submit(self._prepare, batch) for batch in islice(batches, AHEAD + 1))
-            while waiting:
-                pixels = waiting.popleft().result()
-                waiting.extend(pool.submit(self._prepare, batch) for batch in islice(batches, 1))
-                rows.append(self._forward(pixels))
-                bar.update(len(pixels))
+        # On a CPU each thread takes batches all the way, alone: threads that share one would wait for one another.
+        alone = self.device.type == "cpu" and len(sources) > step
+        work, workers = (self._embed_batch, threads) if alone else (self._prepare, AHEAD)
+        try:
+            with (
+                tqdm(total=len(sources), desc="embedding", unit="image", delay=1) as bar,
+                ThreadPoolExecutor(
+                    workers, initializer=torch.set_num_threads if alone else None, initargs=(1,)
+                ) as pool,
+            ):
+                waiting = deque(pool.submit(work, batch) for batch in islice(batches, workers + 1))
+                while waiting:
+                    done = waiting.popleft().result()
+                    waiting.extend(pool.submit(work, batch) for batch in islice(batches, 1))
+                    rows.append(done if alone else self._forward(done))
+                    bar.update(len(rows[-1]))
+        finally:
+            torch.set_num_threads(threads)  # what threads set for themselves, new ones would inherit
         self.images_per_second = len(sources) / (time.perf_counter() - start)
         return np.concatenate(rows)
 

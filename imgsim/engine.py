@@ -80,7 +80,7 @@ class OnnxModel(torch.nn.Module):
 
         super().__init__()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = 1  # an encoder gives each of its threads a batch
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(

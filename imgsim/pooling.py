@@ -13,7 +13,7 @@ POOLINGS = {
     "class token": "the first output token, into which a transformer gathers the whole image",
     "pooler": "the model's own pooled output",
     "mean": "the average over the image: of the patches' tokens, or of each channel's map",
-    "joint space": "where a dual encoder puts images and texts side by side",
+    "joint space": "where a dual encoder puts images (or sounds) and texts side by side",
 }
 PREFIX = ("cls_token", "class_embedding", "distillation_token", "register_tokens")  # these stand before the patches
 
@@ -39,6 +39,11 @@ def backbone(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def to_joint_space(model: torch.nn.Module):
+    """A dual encoder's way from images (CLIP, SigLIP) or sounds (CLAP) to its joint space; None for other models."""
+    return getattr(model, "get_image_features", None) or getattr(model, "get_audio_features", None)
+
+
 def prefix_tokens(model: torch.nn.Module) -> int:
     """How many output tokens come before those of the patches."""
     tokens = (weights for name, weights in model.named_parameters() if name.endswith(PREFIX))
@@ -58,9 +63,12 @@ def choose(model: torch.nn.Module, outputs) -> str:
         return "rows"
     pooler = getattr(model, "pooler", None) or torch.nn.Identity()
     dense = any(isinstance(layer, torch.nn.Linear) for layer in pooler.modules())
-    dual = hasattr(model, "get_image_features")
     for pooling in (
-        ("joint space",) if dual else ("class token", "mean") if dense else ("pooler", "class token", "mean")
+        ("joint space",)
+        if to_joint_space(model)
+        else ("class token", "mean")
+        if dense
+        else ("pooler", "class token", "mean")
     ):
         if offers(model, outputs, pooling):
             return pooling
@@ -71,7 +79,7 @@ def offers(model: torch.nn.Module, outputs, pooling: str) -> bool:
     """Whether these outputs can be pooled in this way."""
     if pooling in ("pooler", "joint space"):
         pooled = isinstance(getattr(outputs, "pooler_output", None), torch.Tensor)
-        return pooled and (pooling == "pooler" or hasattr(model, "get_image_features"))
+        return pooled and (pooling == "pooler" or to_joint_space(model) is not None)
     hidden = getattr(outputs, "last_hidden_state", None)
     # The outputs of a decoder (DETR) are tokens of things that it found, not of places in the image.
     if hidden is None or hasattr(outputs, "encoder_last_hidden_state"):
@@ -113,7 +121,7 @@ class Pooled(torch.nn.Module):
 
     def outputs(self, pixels: torch.Tensor):
         """What the model says to pixels (b, 3, h, w)."""
-        return getattr(self.model, "get_image_features", self.model)(pixels)
+        return (to_joint_space(self.model) or self.model)(pixels)
 
     def pool(self, outputs) -> torch.Tensor:
         """One row an image, (b, d)."""

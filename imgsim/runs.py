@@ -140,7 +140,10 @@ def environment() -> dict:
     """What a result depends on beside settings and inputs: versions, machine, and the code with its commit."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True).stdout.strip()
+        try:
+            return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True).stdout.strip()
+        except OSError:  # no git here
+            return ""
 
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},

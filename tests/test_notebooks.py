@@ -46,7 +46,16 @@ def test_parameters_are_typed_commented_literals(path):
 
 @pytest.mark.parametrize("path", TUTORIAL, ids=[path.stem for path in TUTORIAL])
 def test_parameters_have_the_common_names_and_defaults(path):
-    known = DEFAULTS | {"output": "", "rerank": 200, "recall": 0.9, "results": "", "copies": 75, "interactive": False}
+    known = DEFAULTS | {
+        "output": "",
+        "rerank": 200,
+        "recall": 0.9,
+        "results": "",
+        "captions": "",
+        "audio_checkpoint": "",
+        "copies": 75,
+        "interactive": False,
+    }
     for name, entry in papermill.inspect_notebook(str(path)).items():
         assert (
             entry["default"].strip("'\"") == str(known[name])

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imgsim.__main__ import main
+from imgsim.encoder import load_encoder
 from imgsim.images import load_images
 from imgsim.index import BuildLSHTable
 from imgsim.runs import DEFAULTS, NOTEBOOKS, ROOT, check, read_params, replacing, run_name
@@ -88,10 +89,11 @@ def test_repeat_says_what_differs_when_an_image_and_a_weight_have_changed(toy_ru
     assert "images of the queries" in unchanged and "code" in unchanged and "participation_ratio" in verdict
 
 
-def test_query_prints_a_ranked_table_and_draws_it(toy_run, image_folder, encoder, capsys):
+def test_query_prints_a_ranked_table_and_draws_it(toy_run, image_folder, checkpoint, capsys):
     photo = next((image_folder / "test" / "red").iterdir())
     assert main(["query", str(toy_run), str(photo), "--top-k", "4"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
+    encoder = load_encoder(checkpoint, dtype="bfloat16")  # as params/ci.yaml says
     matches = BuildLSHTable.load(toy_run / "index", encoder).query(photo, top_k=4, verbose=False)
     assert [float(line.split()[2]) for line in table[1:]] == pytest.approx(matches.cosine.tolist(), abs=6e-4)
     candidates = load_images(image_folder)["train"]
@@ -126,7 +128,8 @@ def test_query_refuses_in_one_sentence(toy_run, image_folder, tmp_path, capsys):
 def test_plain_papermill_from_another_folder_gives_what_run_gives(toy_run, image_folder, checkpoint, tmp_path):
     shutil.copytree(image_folder, tmp_path / "photos")
     shutil.copytree(checkpoint, tmp_path / "075")
-    (tmp_path / "params.yaml").write_text("dataset: photos\nhash_size: 6\nnum_tables: 3\nprobes: 2\nseed: 3\n")
+    settings = "dataset: photos\nhash_size: 6\nnum_tables: 3\nprobes: 2\nseed: 3\ndtype: bfloat16\n"
+    (tmp_path / "params.yaml").write_text(settings)
     command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "04_inference.ipynb"), "out.ipynb"]
     command += ["-f", "params.yaml", "-p", "output", "results", "-r", "checkpoint", "075"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)

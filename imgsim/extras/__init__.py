@@ -1,1 +1,1 @@
-"""What most readers never need, imported only when asked for: sweeps, and what may be done with a run afterwards."""
+"""What most readers never need, imported only when asked for: sweeps, what may be done with a run, other modalities."""

@@ -52,7 +52,7 @@ def write_inputs(images: DatasetDict, encoder, settings: dict, folder: Path) -> 
         "dataset": settings["dataset"],
         "checkpoint": settings["checkpoint"],
         "checkpoint_digest": encoder.digest,
-        "dtype": settings["dtype"],
+        "dtype": encoder.precision,
         "splits": {name: len(split) for name, split in used.items()},
         "labelled": labels[0] is not None,
         "names": getattr(parts[0].features.get("labels"), "names", None),
