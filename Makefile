@@ -36,7 +36,7 @@ pins: ## compile requirements.txt and requirements-extras.txt from pyproject.tom
 	(echo "# Exact pins, compiled from pyproject.toml by make pins."; $(FREEZE)) > requirements.txt
 	build/pins/bin/pip install -q ".[browser,demo,duplicates,onnx]"
 	(echo "# Exact pins of what the extras need beyond requirements.txt, compiled by make pins; make test installs them."; \
-	 $(FREEZE) | grep -vxFf requirements.txt) > requirements-extras.txt
+	 $(FREEZE) | grep -v '^pillow==' | grep -vxFf requirements.txt) > requirements-extras.txt
 
 clean: ## remove the environment; images and embeddings in the cache too
 	rm -rf $(VENV) build "$${IMGSIM_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/imgsim}"
@@ -48,6 +48,7 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
 	touch $@
 
+# Without dependencies: Gradio asks for an older pillow, which draws other leaves, and works with ours.
 $(EXTRAS): $(READY) requirements-extras.txt
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements-extras.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-extras.txt
 	touch $@
