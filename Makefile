@@ -8,7 +8,9 @@ TORCH = 2.13.0
 OPTIONS = $(if $(DATASET),--dataset "$(DATASET)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
 	$(if $(HASH_SIZE),--hash-size "$(HASH_SIZE)") $(if $(NUM_TABLES),--num-tables "$(NUM_TABLES)") \
 	$(if $(PARAMS),--params "$(PARAMS)") $(if $(OUTPUT),--output "$(OUTPUT)")
+FREEZE = build/pins/bin/pip freeze --exclude imgsim | sed 's/+[a-z0-9.]*$$//'
 
+.PHONY: run sweep test lab notebooks address pins clean
 
 run: $(READY) ## notebooks 01 to 04, on the built-in images or on DATASET= CHECKPOINT= HASH_SIZE= NUM_TABLES= OUTPUT=
 	$(BIN)/python -m imgsim run $(OPTIONS)
@@ -33,10 +35,11 @@ address: $(READY) ## after a change of the repository's address in pyproject.tom
 pins: ## compile requirements.txt and requirements-extras.txt from pyproject.toml
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
 	build/pins/bin/pip install -q torch==$(TORCH) ".[notebooks,test]"
-	(echo "# Exact pins, compiled from pyproject.toml by make pins."; $(FREEZE)) > requirements.txt
+	(echo "# Exact pins, compiled from pyproject.toml by make pins."; $(FREEZE)) > build/pins/base.txt
 	build/pins/bin/pip install -q ".[browser,demo,duplicates,onnx]"
 	(echo "# Exact pins of what the extras need beyond requirements.txt, compiled by make pins; make test installs them."; \
-	 $(FREEZE) | grep -v '^pillow==' | grep -vxFf requirements.txt) > requirements-extras.txt
+	 $(FREEZE) | grep -v '^pillow==' | grep -vxFf build/pins/base.txt) > build/pins/extras.txt
+	mv build/pins/base.txt requirements.txt && mv build/pins/extras.txt requirements-extras.txt
 
 clean: ## remove the environment; images and embeddings in the cache too
 	rm -rf $(VENV) build "$${IMGSIM_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/imgsim}"

@@ -41,6 +41,14 @@ def test_pins_satisfy_every_range_in_pyproject():
         assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
 
 
+def test_make_knows_every_target():
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    (named,) = (set(line.split()[1:]) for line in lines if line.startswith(".PHONY:"))
+    assert named == {line.partition(":")[0] for line in lines if " ## " in line or line.startswith("pins:")}
+    told = subprocess.run(["make", "-n", "pins"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told.count("pip freeze") == 2 and told.rstrip().endswith("requirements-extras.txt")
+
+
 def test_conda_environment_points_at_the_same_pins():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert environment[-1] == {"pip": ["-r requirements.txt", "-e ."]}
