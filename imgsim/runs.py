@@ -85,9 +85,11 @@ def read_params(path) -> dict:
 
 def run_name(settings: dict) -> str:
     """A folder's name made of the settings: beans-mobilenet-v1-025-k8-L10-p8-seed0."""
-    dataset, checkpoint = (re.sub(r"[^\w.-]+", "-", Path(settings[key]).name) for key in ("dataset", "checkpoint"))
+    untrained = UNTRAINED * settings["checkpoint"].startswith(UNTRAINED)
+    checkpoint = untrained + Path(settings["checkpoint"].removeprefix(untrained)).name
     numbers = "".join(f"-{short}{settings[key]}" for short, key in SHORT.items())
-    return f"{dataset}-{checkpoint}{numbers}"
+    precision = f"-{settings['dtype']}" if settings["dtype"] != DEFAULTS["dtype"] else ""
+    return re.sub(r"[^\w.-]+", "-", f"{Path(settings['dataset']).name}-{checkpoint}{numbers}{precision}")
 
 
 def find_inputs(settings: dict) -> tuple[dict, dict]:

@@ -222,6 +222,15 @@ def test_options_of_a_data_set_become_part_of_its_name(monkeypatch, tmp_path):
     assert asked == ["owner/name@v1?split=train&image=img&label=species", "owner/name"]
 
 
+def test_runs_that_differ_have_folders_that_differ():
+    base = {"checkpoint": "/photos/vit", "dataset": "/a/beans"}
+    others = ({"dtype": "bfloat16"}, {"checkpoint": "untrained:/photos/vit"}, {"dataset": "/a/beans?split=test"})
+    others += ({"probes": 3}, {"seed": 1}, {"hash_size": 9}, {"num_tables": 9})
+    names = [run_name(check(base | other)) for other in ({}, *others)]
+    assert names[0] == "beans-vit-k8-L10-p8-seed0" and names[2] == "beans-untrained-vit-k8-L10-p8-seed0"
+    assert len(set(names)) == len(names) and not any(set(name) & set("/?=:") for name in names)
+
+
 def test_checkpoint_called_075_stays_text(tmp_path):
     params = tmp_path / "params.yaml"
     params.write_text("checkpoint: 075\nseed: 7\n")
