@@ -20,8 +20,8 @@ _HOMES = {
     "LSH": "tables",
     "compute_hash": "index",
     "BuildLSHTable": "index",
-    "Matches": "index",
-    "SearchResult": "index",
+    "Matches": "search",
+    "SearchResult": "search",
     "visualize_lsh": "figures",
     "plot_images": "figures",
 }

@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 
 from imgsim.evaluation import normalise
-from imgsim.hashing import Projection, check_settings, whole
+from imgsim.hashing import Projection, check_settings, code_dtype, whole
 from imgsim.hub import embed_stream
 from imgsim.images import labels_of
 from imgsim.kernels import search_block
-from imgsim.search import Candidates
+from imgsim.search import Candidates, Matches, SearchResult
 from imgsim.store import read_arrays, write_arrays
 from imgsim.tables import LSH
 
@@ -25,7 +24,7 @@ SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "seed", "probes", "r
 DRIFT = 0.25  # of the spread: from here on the planes no longer divide the candidates evenly
 ABOUT = "the checkpoint {name!r} ({pooling}, {dtype})"  # an encoder in a sentence
 UNKNOWN = dict.fromkeys(("name", "digest", "pooling", "dtype"))
-ARRAYS = ("planes", "mean", "ids", "labels", "signatures", "embeddings")
+ARRAYS = ("planes", "mean", "ids", "labels", "signatures", "embeddings", "codes", "rows", "starts")
 
 
 def compute_hash(encoder, projection: Projection) -> Callable[[dict], dict]:
@@ -40,45 +39,6 @@ def compute_hash(encoder, projection: Projection) -> Callable[[dict], dict]:
         return {"hashes": projection(embeddings).astype(np.uint64)}
 
     return pp
-
-
-@dataclass(frozen=True, eq=False)  # Mapping's comparison, which knows other mappings
-class Matches(Mapping):
-    """The ranked answer to one query, best first; also a mapping {"id_label": overlap}, as in the article.
-
-    ids (t,), labels (t,) (-1 where there is none), overlap (t,): the share of the tables in which query and
-    match fall into the same bucket, cosine (t,): of their embeddings. candidates: how many the tables returned.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    overlap: np.ndarray
-    cosine: np.ndarray
-    candidates: int
-
-    def _pairs(self) -> dict[str, float]:
-        names = (f"{i}_{label}" if label >= 0 else f"{i}" for i, label in zip(self.ids, self.labels, strict=True))
-        return dict(zip(names, self.overlap.tolist(), strict=True))
-
-    def __getitem__(self, id_label: str) -> float:
-        return self._pairs()[id_label]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pairs())
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Ranked answers to m queries: ids (m, top_k) int64 and cosines (m, top_k) float32, short rows padded with
-    -1 and NaN; candidates_seen (m,) from the tables, compared_exactly (m,) by their cosine."""
-
-    ids: np.ndarray
-    cosines: np.ndarray
-    candidates_seen: np.ndarray
-    compared_exactly: np.ndarray
 
 
 class BuildLSHTable:
@@ -253,10 +213,11 @@ class BuildLSHTable:
         return embeddings
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that decides the index's answers, by name: planes, mean, ids, labels, signatures, embeddings."""
+        """All that decides the index's answers, by name: planes, mean, ids, labels, signatures, embeddings, and the
+        tables' codes, rows and starts (see LSH.arrays)."""
         candidates, entries, projection = self._built(), self.lsh.entries, self.projection
-        values = (projection.planes, projection.mean, entries.ids, entries.labels)
-        return dict(zip(ARRAYS, (*values, candidates.signatures, candidates.points), strict=True))
+        values = (projection.planes, projection.mean, entries.ids, entries.labels, candidates.signatures)
+        return dict(zip(ARRAYS, (*values, candidates.points, *candidates.lsh.arrays()), strict=True))
 
     def save(self, folder) -> Path:
         """Write the index to a folder of its own, in place of an index that lies there."""
@@ -268,12 +229,14 @@ class BuildLSHTable:
         return Path(folder)
 
     @classmethod
-    def load(cls, folder, model=None, *, processor=None) -> BuildLSHTable:
+    def load(cls, folder, model=None, *, processor=None, mapped: bool = False) -> BuildLSHTable:
         """Read an index that `save` wrote; `model` as in the constructor, the one that it was built with.
 
+        mapped: leave it on disk, where a search reads only what it looks at: opens at once, whatever the size, and
+        several processes share one copy in memory. Files are then not read through to see whether they are whole.
         Raises ValueError where the folder holds no index, a file is damaged, or the model is another one.
         """
-        manifest, arrays = read_arrays(folder, (*SETTINGS, "encoder"), ARRAYS)
+        manifest, arrays = read_arrays(folder, (*SETTINGS, "encoder"), ARRAYS, mapped)
         index = cls(None, **{name: manifest[name] for name in SETTINGS})
         index.encoder, made_with = as_encoder(model, processor), manifest["encoder"]
         if index.encoder and index.encoder.digest != made_with["digest"]:
@@ -281,13 +244,32 @@ class BuildLSHTable:
                 f"The index {str(folder)!r} was made with {ABOUT.format_map(UNKNOWN | made_with)}, not with "
                 f"{ABOUT.format_map(index.encoder.about())} as it is now: load it with that one, or build it again."
             )
-        if arrays["planes"].shape != (index.num_tables, index.dim, index.hash_size):
-            raise ValueError(f"The index {str(folder)!r} is damaged: manifest and planes contradict each other.")
+        wanted = kinds(len(arrays["ids"]), index.dim, index.hash_size, index.num_tables)
+        if wrong := [name for name, kind in wanted.items() if (arrays[name].dtype, arrays[name].shape) != kind]:
+            raise ValueError(f"The index {str(folder)!r} is damaged: manifest and {wrong[0]} contradict each other.")
         index.build_seconds = manifest.get("build_seconds")
         index._candidates = Candidates(Projection(arrays["planes"], arrays["mean"]))
-        index._candidates.insert(arrays["embeddings"], arrays["ids"], arrays["labels"], arrays["signatures"])
+        index._candidates.fill(**{name: arrays[name] for name in ARRAYS[2:]})
         index._warm_up()
         return index
+
+
+def kinds(count: int, dim: int, hash_size: int, num_tables: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Type and shape of each of an index's ARRAYS."""
+    buckets = 1 << hash_size
+    direct = buckets <= count  # see Table
+    shapes = (
+        ("f4", num_tables, dim, hash_size),
+        ("f4", dim),
+        ("i8", count),
+        ("i8", count),
+        ("u8", count, -(-hash_size * num_tables // 64)),
+        ("f4", count, dim),
+        (code_dtype(hash_size), num_tables, 0 if direct else count),
+        ("i4", num_tables, count),
+        ("i4", num_tables, buckets + 1 if direct else 0),
+    )
+    return {name: (np.dtype(dtype), tuple(shape)) for name, (dtype, *shape) in zip(ARRAYS, shapes, strict=True)}
 
 
 def as_encoder(model, processor=None):

@@ -1,9 +1,11 @@
-"""The candidates of an index in memory, and the search among them: rows of arrays, neither images nor files."""
+"""The candidates of an index, the search among them and its answers: rows of arrays, neither images nor files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +15,45 @@ from imgsim.tables import LSH
 
 THREADS = int((os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())).split(",")[0])
 BLOCK, CHUNK = 64, 4096  # queries a thread answers at a time, and that are projected at a time
+
+
+@dataclass(frozen=True, eq=False)  # Mapping's comparison, which knows other mappings
+class Matches(Mapping):
+    """The ranked answer to one query, best first; also a mapping {"id_label": overlap}, as in the article.
+
+    ids (t,), labels (t,) (-1 where there is none), overlap (t,): the share of the tables in which query and
+    match fall into the same bucket, cosine (t,): of their embeddings. candidates: how many the tables returned.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    overlap: np.ndarray
+    cosine: np.ndarray
+    candidates: int
+
+    def _pairs(self) -> dict[str, float]:
+        names = (f"{i}_{label}" if label >= 0 else f"{i}" for i, label in zip(self.ids, self.labels, strict=True))
+        return dict(zip(names, self.overlap.tolist(), strict=True))
+
+    def __getitem__(self, id_label: str) -> float:
+        return self._pairs()[id_label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pairs())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Ranked answers to m queries: ids (m, top_k) int64 and cosines (m, top_k) float32, short rows padded with
+    -1 and NaN; candidates_seen (m,) from the tables, compared_exactly (m,) by their cosine."""
+
+    ids: np.ndarray
+    cosines: np.ndarray
+    candidates_seen: np.ndarray
+    compared_exactly: np.ndarray
 
 
 def joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -58,6 +99,11 @@ class Candidates:
         if self._total is not None:
             self._total += column_sums(points)
         self._signatures.append(words)
+
+    def fill(self, ids, labels, signatures, embeddings, codes, rows, starts) -> None:
+        """Hold the candidates of another index, given by its arrays, and nothing else."""
+        self.lsh.fill(ids, labels, (codes, rows, starts))
+        self._points, self._signatures, self._total = [embeddings], [signatures], None
 
     def keep(self, kept: np.ndarray) -> None:
         """Drop all candidates but those marked in kept (n,) bool."""

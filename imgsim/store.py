@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from tokenize import TokenError
 
 import numpy as np
 
-FORMAT = 1  # of an index's folder
+FORMAT = 2  # of an index's folder
 MANIFEST = "manifest.json"
 CHECKPOINT_FILES = ["*.json", "*.safetensors"]
 UNTRAINED = "untrained:"  # before a checkpoint's name: the same network with random weights
@@ -69,23 +70,46 @@ def write_json(path, content) -> None:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray]) -> None:
+@dataclass(frozen=True)
+class Blocks:
+    """An array to write of which only one block of rows at a time stands in memory."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Iterable[np.ndarray]
+
+
+def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray | Blocks]) -> None:
     """Write arrays and then the manifest that names them; until its rename what lay there before stays whole."""
     folder = Path(folder)
     own = re.compile(rf"\.?[\d-]*({'|'.join(arrays)})-[0-9a-f]{{16}}\.npy")
     if folder.exists() and not ours(folder) and not all(own.fullmatch(path.name) for path in folder.iterdir()):
         raise ValueError(f"{str(folder)!r} holds other files: an index wants a folder of its own.")
     folder.mkdir(parents=True, exist_ok=True)
-    digests = {name: digest_of(array) for name, array in arrays.items()}
-    files = {folder / f"{name}-{digests[name]}.npy": array for name, array in arrays.items()}
-    for file, array in files.items():
-        with write_whole(file) as beside, open(beside, "wb") as stream:
-            np.save(stream, array, allow_pickle=False)
+    digests = {name: write_array(folder, name, array) for name, array in arrays.items()}
     libraries = {name: version(name) for name in ("numpy", "torch", "transformers")}
     write_json(folder / MANIFEST, {"format": FORMAT} | manifest | {"versions": libraries, "arrays": digests})
-    for stale in set(folder.glob("*.npy")) - set(files):
+    for stale in set(folder.glob("*.npy")) - {folder / f"{name}-{digest}.npy" for name, digest in digests.items()}:
         if own.fullmatch(stale.name):
             stale.unlink()
+
+
+def write_array(folder: Path, name: str, array: np.ndarray | Blocks) -> str:
+    """Write an array to a file called by its name and digest, whole or not at all; returns the digest."""
+    shape, dtype, digest = tuple(array.shape), np.dtype(array.dtype), digest_of_kind(array)
+    beside = folder / f".{os.getpid()}-{name}-{'0' * 16}.npy"
+    try:
+        with open(beside, "wb") as stream:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for block in array.blocks if isinstance(array, Blocks) else [array]:
+                block = np.ascontiguousarray(block, dtype)
+                digest.update(block)
+                stream.write(block)
+        beside.replace(folder / f"{name}-{digest.hexdigest()}.npy")
+        return digest.hexdigest()
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def ours(folder: Path) -> bool:
@@ -96,10 +120,14 @@ def ours(folder: Path) -> bool:
         return False
 
 
-def read_arrays(folder, settings: Iterable[str], names: Iterable[str]) -> tuple[dict, dict[str, np.ndarray]]:
+def read_arrays(
+    folder, settings: Iterable[str], names: Iterable[str], mapped: bool = False
+) -> tuple[dict, dict[str, np.ndarray]]:
     """Read what `write_arrays` wrote: the manifest, which has to hold these settings, and the named arrays.
 
-    Raises ValueError for a folder that holds something else, and for a file that is not what was written.
+    mapped: leave the arrays in their files, to be read where they are looked at; files are then taken for whole that
+    have the right length. Raises ValueError for a folder that holds something else, and for a file that is not what
+    was written.
     """
     folder, arrays = Path(folder), {}
     try:
@@ -113,16 +141,22 @@ def read_arrays(folder, settings: Iterable[str], names: Iterable[str]) -> tuple[
         raise ValueError(f"{str(folder)!r} holds no index that can be read: {reason}.") from error
     for name, (file, digest) in files.items():
         try:
-            arrays[name] = np.load(file, allow_pickle=False)
+            # Copy on write: compiled code knows no array that must not be written to.
+            arrays[name] = np.asarray(np.load(file, "c" if mapped else None, allow_pickle=False))
         except (OSError, ValueError, EOFError, SyntaxError, TokenError):
             arrays[name] = None
-        if arrays[name] is None or digest_of(arrays[name]) != digest:
+        if arrays[name] is None or not (mapped or digest_of(arrays[name]) == digest):
             raise ValueError(f"The index is damaged: {str(file)!r} is missing, cut short or changed; build it again.")
     return manifest, arrays
 
 
+def digest_of_kind(array: np.ndarray | Blocks):
+    """A digest that has seen an array's type and shape, and is still to see its content."""
+    return blake2b(f"{np.dtype(array.dtype).str}{tuple(array.shape)}".encode(), digest_size=8)
+
+
 def digest_of(array: np.ndarray) -> str:
-    digest = blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=8)
+    digest = digest_of_kind(array)
     digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 

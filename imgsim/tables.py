@@ -197,10 +197,18 @@ class LSH:
         Of codes and starts only one is kept, see Table; the other is (L, 0).
         """
         if self._arrays is None or self._arrays[1].shape[1] != len(self):
-            self._arrays = tuple(map(np.stack, zip(*(table.merge() for table in self.tables), strict=True)))
-            for table, *views in zip(self.tables, *self._arrays, strict=True):
-                table._codes, table._rows, table._starts = views  # nothing is kept twice
+            self._share(tuple(map(np.stack, zip(*(table.merge() for table in self.tables), strict=True))))
         return self._arrays
+
+    def _share(self, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        self._arrays = arrays
+        for table, *views in zip(self.tables, *arrays, strict=True):
+            table._pending, table._codes, table._rows, table._starts = [], *views  # nothing is kept twice
+
+    def fill(self, ids: np.ndarray, labels: np.ndarray, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        """Hold these entries, in tables that `arrays` has made of them, and nothing else."""
+        self.entries.ids, self.entries.labels = ids, labels
+        self._share(arrays)
 
     def keep(self, kept: np.ndarray) -> None:
         """Drop all entries but those marked in kept (n,) bool; rows are counted anew, in the same order."""

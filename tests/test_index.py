@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Image
 from imgsim import BuildLSHTable, Projection, compute_hash, load_encoder
 from imgsim.evaluation import exact_neighbours, normalise, recall_at_k
 
-ARRAYS = ("planes", "mean", "ids", "labels", "signatures", "embeddings")
+ARRAYS = ("planes", "mean", "ids", "labels", "signatures", "embeddings", "codes", "rows", "starts")
 PLAIN = {"probes": 0, "rerank": None}  # only the query's own buckets, and all in them compared
 
 
@@ -408,6 +408,36 @@ DAMAGES = {
 }
 
 
+@pytest.mark.parametrize("hash_size", [4, 12])  # with bucket starts, with codes
+def test_a_mapped_index_gives_the_same_answers_and_stays_on_disk(hash_size, saved, tmp_path):
+    _, _, queries = saved
+    index = BuildLSHTable(hash_size=hash_size).build_from_embeddings(mixture(60, 5)[0])
+    folder = index.save(tmp_path / "mapped")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    loaded = BuildLSHTable.load(folder, mapped=True)
+    for array, mapped in zip(index.arrays().values(), loaded.arrays().values(), strict=True):
+        np.testing.assert_array_equal(array, mapped)
+        while mapped.base is not None and not isinstance(mapped, np.memmap):
+            mapped = mapped.base
+        assert isinstance(mapped, np.memmap) or not mapped.size
+    assert_same_answers(index, loaded, queries)
+    for one in (index, loaded):
+        one.add(queries[:3])
+        one.remove([1, 61])
+    assert_same_answers(index, loaded, queries)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage != "one bit"])
+@pytest.mark.parametrize("array", ["rows", "signatures", "embeddings"])
+def test_a_mapped_index_is_refused_where_files_have_another_size_or_header(array, damage, saved, refused):
+    _, folder, _ = saved
+    (file,) = folder.glob(f"{array}-*.npy")
+    DAMAGES[damage](file)
+    with refused(folder):
+        BuildLSHTable.load(folder, mapped=True)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("array", ARRAYS)
 def test_a_damaged_array_is_refused(array, damage, saved, refused):
@@ -455,7 +485,7 @@ def test_an_incomplete_manifest_is_refused(key, saved, refused):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"format": "1"}, {"hash_size": 16}, {"hash_size": 4}, {"num_tables": 5}, {"dim": 16}],
+    [{"format": 1}, {"format": "1"}, {"hash_size": 16}, {"hash_size": 4}, {"num_tables": 5}, {"dim": 16}],
     ids=str,
 )
 def test_a_manifest_that_contradicts_the_arrays_is_refused(change, saved, refused):
@@ -504,17 +534,16 @@ def test_files_of_ones_own_beside_an_index_are_left_alone(saved):
 @pytest.fixture
 def disk_full(monkeypatch):
     """A context in which the third array cannot be written."""
-    save, calls = np.save, []
+    write, calls = np.lib.format.write_array_header_1_0, []
 
-    def fail(stream, array, **options):
-        calls.append(array)
+    def fail(stream, header):
+        write(stream, header)
+        calls.append(header)
         if len(calls) == 3:
-            stream.write(b"half of it")
             raise OSError("No space left on device")
-        save(stream, array, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", fail)
+        patch.setattr(np.lib.format, "write_array_header_1_0", fail)
         yield patch
 
 

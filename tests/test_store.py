@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from imgsim import load_encoder, load_images, store
-from imgsim.store import cache_folder, locate, read_arrays, write_arrays, write_json, write_whole
+from imgsim.store import Blocks, cache_folder, locate, read_arrays, write_arrays, write_json, write_whole
 
 
 def names(folder):
@@ -63,6 +63,28 @@ def test_arrays_come_back_as_they_were(tmp_path):
     for name, array in arrays.items():
         assert read[name].dtype == array.dtype
         np.testing.assert_array_equal(read[name], array)
+
+
+def test_an_array_may_be_written_block_by_block(tmp_path):
+    whole = np.arange(35, dtype=np.int32).reshape(7, 5)
+    write_arrays(tmp_path / "whole", {}, {"a": whole})
+    write_arrays(tmp_path / "blocks", {}, {"a": Blocks((7, 5), whole.dtype, iter([whole[:3], whole[3:]]))})
+    assert names(tmp_path / "blocks") == names(tmp_path / "whole")
+    for name in names(tmp_path / "whole"):
+        assert (tmp_path / "blocks" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_write_that_fails_leaves_the_arrays_that_were_there(tmp_path):
+    def fail():
+        yield np.zeros(2)
+        raise OSError
+
+    write_arrays(tmp_path, {}, {"a": np.ones(3), "b": np.ones(3)})
+    before = names(tmp_path)
+    with pytest.raises(OSError):
+        write_arrays(tmp_path, {}, {"a": np.ones(3), "b": Blocks((3,), np.dtype(float), fail())})
+    assert names(tmp_path) == before
+    assert read_arrays(tmp_path, [], ["a", "b"])[1]["b"].tolist() == [1, 1, 1]
 
 
 def test_a_second_write_replaces_the_first(tmp_path):
