@@ -51,7 +51,7 @@ def published(images: Dataset, plain) -> np.ndarray:
     """The article's way: `map` over stacked tensors that gives back the images too, then a loop over the rows."""
 
     def embed(batch: dict) -> dict:
-        pixels = torch.stack([plain._prepare([image])[0] for image in batch["image"]])
+        pixels = torch.stack([plain.prepare([image])[0] for image in batch["image"]])
         with torch.no_grad():
             batch["embedding"] = plain.network(pixels.to(plain.device, plain.dtype)).float().cpu().numpy()
         return batch
@@ -75,7 +75,7 @@ def main() -> None:
     plain.network.to(memory_format=torch.contiguous_format)
     sources = images.cast_column("image", Image(decode=False))["image"][:]
 
-    ready = [plain._prepare(sources[i : i + BATCH]) for i in range(0, len(sources), BATCH)]
+    ready = [plain.prepare(sources[i : i + BATCH]) for i in range(0, len(sources), BATCH)]
     ready = [pixels.to(plain.device, plain.dtype) for pixels in ready]
     slices = [encoder.place(part) for pixels in ready for part in pixels.split(encoder.step(BATCH))]
     paths = {

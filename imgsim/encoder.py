@@ -139,9 +139,10 @@ class Encoder:
 
     def example(self) -> torch.Tensor:
         """Pixels (2, 3, h, w) of two copies of an image."""
-        return self._prepare([PIL.Image.new("RGB", (64, 64))] * 2)
+        return self.prepare([PIL.Image.new("RGB", (64, 64))] * 2)
 
-    def _prepare(self, sources: Sequence) -> torch.Tensor:
+    def prepare(self, sources: Sequence) -> torch.Tensor:
+        """Pixels (b, 3, h, w) of images as the network wants them."""
         images = [open_image(source) for source in sources]
         return self.processor(images, return_tensors="pt")["pixel_values"]
 
@@ -154,11 +155,12 @@ class Encoder:
         return min(batch_size, CPU_STEP) if self.device.type == "cpu" else batch_size
 
     @torch.inference_mode()
-    def _forward(self, pixels: torch.Tensor) -> np.ndarray:
+    def forward(self, pixels: torch.Tensor) -> np.ndarray:
+        """Embeddings (b, d) of pixels (b, 3, h, w)."""
         return self.network(self.place(pixels)).float().cpu().numpy()
 
     def _embed_batch(self, sources: Sequence) -> np.ndarray:
-        return self._forward(self._prepare(sources))
+        return self.forward(self.prepare(sources))
 
     def embed(self, images, batch_size: int = 48) -> np.ndarray:
         """Embed images into rows (n, d), float32, as the model gives them (not normalised).
@@ -189,7 +191,7 @@ class Encoder:
         batches = (sources[i : i + step] for i in range(0, len(sources), step))
         # On a CPU each thread takes batches all the way, alone: threads that share one would wait for one another.
         alone = self.device.type == "cpu" and len(sources) > step
-        work, workers = (self._embed_batch, threads) if alone else (self._prepare, AHEAD)
+        work, workers = (self._embed_batch, threads) if alone else (self.prepare, AHEAD)
         try:
             with (
                 tqdm(total=len(sources), desc="embedding", unit="image", delay=1) as bar,
@@ -201,7 +203,7 @@ class Encoder:
                 while waiting:
                     done = waiting.popleft().result()
                     waiting.extend(pool.submit(work, batch) for batch in islice(batches, 1))
-                    rows.append(done if alone else self._forward(done))
+                    rows.append(done if alone else self.forward(done))
                     bar.update(len(rows[-1]))
         finally:
             torch.set_num_threads(threads)  # what threads set for themselves, new ones would inherit

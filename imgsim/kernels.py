@@ -51,6 +51,18 @@ def nearest_buckets(margins, squares, far, codes):
     return codes[old, :count]
 
 
+@njit(cache=True)
+def nearest_codes(margins, lookups):
+    """The codes (m, L, lookups) of the buckets that lie nearest to queries, of margins (m, L, k), in each table."""
+    squares = np.empty(margins.shape[2], np.float32)
+    far, flips = np.empty((2, lookups), np.float32), np.empty((2, lookups), np.uint64)
+    codes = np.empty((margins.shape[0], margins.shape[1], lookups), np.uint64)
+    for i in range(margins.shape[0]):
+        for t in range(margins.shape[1]):
+            codes[i, t] = nearest_buckets(margins[i, t], squares, far, flips)
+    return codes
+
+
 @njit(inline="always")
 def find(codes, code):
     """The first place in sorted codes (n,) whose code is not smaller."""

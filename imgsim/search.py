@@ -135,13 +135,15 @@ class Candidates:
         candidates = self.lsh.arrays(), self.signatures, self.points
 
         def answer(block: slice) -> None:
-            query = margins[block], words[block], chunk[block]
+            query = margins[block], words[block], queries[block]
             search_block(query, candidates, lookups, rerank, tuple(array[start:][block] for array in found))
 
         for start in range(0, len(points), CHUNK):
             chunk = points[start : start + CHUNK]
             margins = self.projection.margins(chunk)  # one product, on BLAS's own threads
             words = signatures((margins > 0).reshape(len(chunk), -1))
+            # Candidates whose points have no dimensions are ranked by their signatures only.
+            queries = np.ascontiguousarray(chunk[:, : self.points.shape[1]])
             blocks = [slice(first, min(first + BLOCK, len(chunk))) for first in range(0, len(chunk), BLOCK)]
             if len(blocks) > 1:
                 with ThreadPoolExecutor(THREADS) as pool:

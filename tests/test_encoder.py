@@ -39,13 +39,13 @@ def copy(checkpoint, tmp_path):
 @pytest.fixture
 def passes(monkeypatch):
     """The batches that went through any model in this test, by their size."""
-    sizes, forward = [], Encoder._forward
+    sizes, forward = [], Encoder.forward
 
     def count(encoder, pixels):
         sizes.append(len(pixels))
         return forward(encoder, pixels)
 
-    monkeypatch.setattr(Encoder, "_forward", count)
+    monkeypatch.setattr(Encoder, "forward", count)
     return sizes
 
 
@@ -78,7 +78,7 @@ def test_nothing_to_embed_gives_no_rows(encoder, images):
 
 def test_a_vit_is_pooled_by_its_class_token(checkpoint, encoder, images):
     model = AutoModel.from_pretrained(checkpoint).eval()
-    pixels = encoder._prepare(images["test"]["image"])
+    pixels = encoder.prepare(images["test"]["image"])
     with torch.inference_mode():
         outputs = model(pixels)
     rows = encoder.embed(images["test"]["image"])

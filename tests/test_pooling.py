@@ -175,7 +175,7 @@ def test_every_family_is_embedded_as_it_defines_it(family, save, images, table, 
     encoder, again = load_encoder(folder, "cpu"), load_encoder(folder, "cpu")
     assert capfd.readouterr() == ("", "")  # no alarm about weights that are not used
     rows = encoder.embed(sources)
-    expected = own_definition(folder, definition, encoder._prepare(sources))
+    expected = own_definition(folder, definition, encoder.prepare(sources))
     agreement = np.abs(rows - expected).max() / np.abs(expected).max()
     table.append((family, encoder.pooling, encoder.dim, f"{agreement:.0e}"))
     assert (encoder.pooling, encoder.dim, rows.shape) == (pooling, dim, (9, dim))
@@ -211,7 +211,7 @@ def test_another_pooling_can_be_asked_for(save, images):
     folder, sources = save(*FAMILIES["DINOv2 with registers"][:2]), images["test"]["image"]
     encoders = {name: load_encoder(folder, "cpu", pooling=name) for name in ("class token", "pooler", "mean")}
     patches = own_definition(
-        folder, lambda model, outputs: outputs.last_hidden_state[:, 5:].mean(1), encoders["mean"]._prepare(sources)
+        folder, lambda model, outputs: outputs.last_hidden_state[:, 5:].mean(1), encoders["mean"].prepare(sources)
     )
     np.testing.assert_allclose(encoders["mean"].embed(sources), patches, atol=ALIKE)
     assert np.abs(encoders["mean"].embed(sources) - encoders["pooler"].embed(sources)).max() > 0.1
@@ -272,7 +272,7 @@ def test_dinov3_needs_no_torchvision(save, images, tmp_path):
     encoder, image = load_encoder(folder, "cpu"), images["test"][0]["image"]
     pixels = np.asarray(image.resize((64, 64), Image.BILINEAR)) / 255  # its definition, on rounded pixels
     normalised = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-    np.testing.assert_allclose(encoder._prepare([image])[0].permute(1, 2, 0), normalised, atol=1e-5)
+    np.testing.assert_allclose(encoder.prepare([image])[0].permute(1, 2, 0), normalised, atol=1e-5)
 
 
 def test_a_model_that_draws_at_random_is_refused(encoder, refused):

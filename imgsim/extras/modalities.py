@@ -93,9 +93,9 @@ class AudioEncoder(Encoder):
     def example(self) -> torch.Tensor:
         """Two copies of a second of a tone, prepared."""
         tone = np.sin(2 * np.pi * 440 / self.sampling_rate * np.arange(self.sampling_rate))
-        return self._prepare([tone, tone])
+        return self.prepare([tone, tone])
 
-    def _prepare(self, sources) -> torch.Tensor:
+    def prepare(self, sources) -> torch.Tensor:
         sounds = [np.asarray(source, dtype=np.float32) for source in sources]
         for sound in sounds:
             if sound.ndim != 1 or not len(sound) or not np.isfinite(sound).all():
