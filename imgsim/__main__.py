@@ -1,4 +1,4 @@
-"""The command line: python -m imgsim run, sweep, query, repeat, assess, export, duplicates, demo."""
+"""The command line: python -m imgsim run, sweep, query, repeat, assess, export, duplicates, demo, scale."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ ABOUT = {
     "export": "write a checkpoint as an ONNX file that --checkpoint takes",
     "duplicates": "near-duplicates in a folder, side by side; nothing is deleted",
     "demo": "a page on this machine to try a run's index on",
+    "scale": "embed, index and search more images than one machine takes, on Ray",
+}
+SCALE = {
+    "embed": "images to Parquet shards of embeddings",
+    "build": "shards of embeddings to hash tables in Parquet",
+    "query": "ask the tables with a photo",
+    "export": "write the index as BuildLSHTable.load(folder, mapped=True) opens it at once",
 }
 MORE = {
     "": """\
@@ -83,6 +90,15 @@ cosine, with the one to keep. The threshold is calibrated on the folder itself, 
 examples:
   python -m imgsim duplicates photos --checkpoint facebook/dinov2-small
   python -m imgsim duplicates photos --checkpoint facebook/dinov2-small --threshold 0.95""",
+    "scale": """\
+examples:
+  python -m imgsim scale embed s3://bucket/photos work --checkpoint facebook/dinov2-small --num-gpus 1 --concurrency 8
+  python -m imgsim scale build work --num-tables 16
+  python -m imgsim scale query work photo.jpg
+  python -m imgsim scale export work index
+
+Starts Ray on this machine, or uses the cluster that RAY_ADDRESS names. The folder (here work) may be any address that
+fsspec knows, too. Interrupted, a step goes on where it stopped when it is started again.""",
     "demo": """\
 example:
   python -m imgsim demo outputs/builtin-builtin-k8-L10-p8-seed0""",
@@ -139,7 +155,33 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     demo = add("demo")
     demo.add_argument("run", metavar="RUN", help="the folder of a run")
     demo.add_argument("--port", type=int, default=7860, help="where on this machine the page is (default: 7860)")
+    add_scale(add("scale"))
     return parser.parse_args(arguments)
+
+
+def add_scale(scale: argparse.ArgumentParser) -> None:
+    steps = scale.add_subparsers(dest="step", required=True, metavar="STEP", title="steps")
+    embed, build, query, export = (steps.add_parser(name, help=text, description=text) for name, text in SCALE.items())
+    embed.add_argument("images", help="'builtin', or a path or address of Parquet files or of a tree of image files")
+    for step in (embed, build, query, export):
+        step.add_argument("folder", metavar="FOLDER", help="where embeddings/ and index/ are")
+        step.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    embed.add_argument("--checkpoint", default="builtin", help=f"{HELP['checkpoint']} (default: builtin)")
+    embed.add_argument("--dtype", default="float32", help=f"{HELP['dtype']} (default: float32)")
+    embed.add_argument("--batch-size", type=int, default=48, help=f"{HELP['batch_size']} (default: 48)")
+    embed.add_argument("--image-column", dest="column", metavar="NAME", help=COLUMNS["--image-column"][1])
+    embed.add_argument(
+        "--num-gpus", type=float, default=0, help="GPUs of each actor that holds the encoder (default: 0)"
+    )
+    embed.add_argument("--concurrency", type=int, help="such actors (default: one for each core; with GPUs, 1)")
+    embed.add_argument("--max-bad", type=int, default=1000, help="unreadable images to pass over (default: 1000)")
+    build.add_argument("--hash-size", type=int, help=f"{HELP['hash_size']} (default: some 16 candidates in a bucket)")
+    build.add_argument("--num-tables", type=int, default=10, help=f"{HELP['num_tables']} (default: 10)")
+    build.add_argument("--seed", type=int, default=0, help="of the random planes (default: 0)")
+    query.add_argument("photo", metavar="PHOTO", help="an image file")
+    query.add_argument("--top-k", type=int, default=8, help="matches to list (default: 8)")
+    query.add_argument("--probes", type=int, default=8, help=f"{HELP['probes']} (default: 8)")
+    export.add_argument("target", metavar="TARGET", help="the folder of the index to write")
 
 
 def settings_of(options: argparse.Namespace) -> dict:
@@ -193,6 +235,11 @@ def execute(options: argparse.Namespace) -> int:
         from imgsim.extras.demo import serve
 
         serve(options.run, options.port)
+    elif options.command == "scale":
+        from imgsim.extras.distributed import commands
+
+        settings = {name: value for name, value in vars(options).items() if name not in ("command", "step", "debug")}
+        print(getattr(commands, options.step)(**settings))
     else:
         from imgsim.assess import assess  # loads torch
 

@@ -59,14 +59,14 @@ def embed(
     arrivals, bad, cores = [], len(source.skipped), os.cpu_count() or 1
     actors = concurrency or (1 if num_gpus else cores)
     if pieces:
-        with cluster(None if num_gpus else cores + actors) as data:
+        with cluster(None if num_gpus else actors + 1) as data:
             settings = source.place, source.column, encoder.processor, tuple(encoder.example().shape[1:]), batch_size
             pixels = data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
                 decode, batch_size=1, batch_format="pyarrow", fn_args=settings
             )
             embedded = pixels.map_batches(
-                Embed,
-                batch_size=batch_size,
+                Embed,  # without GPUs Ray Data lets the actors do both steps, and pixels stay where they are
+                batch_size=batch_size if num_gpus else None,
                 compute=data.ActorPoolStrategy(size=actors),
                 num_gpus=num_gpus,
                 fn_constructor_args=(encoder.origin, encoder.digest),

@@ -1,4 +1,7 @@
-"""Where images come from that are too many for one machine: a tree of files or Parquet shards, at any address."""
+"""Where images come from that are too many for one machine: a tree of files or Parquet shards, at any address.
+
+Workers import this to read; what only listing needs is imported there.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features
 
 from imgsim.extras.distributed.shards import Shards
-from imgsim.folders import SUFFIXES, find_images, spelt
-from imgsim.hub import find_image
 from imgsim.store import cache_folder, first_line
 
 VERSION = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified")  # by which file systems tell a change
@@ -60,6 +60,8 @@ def find(address: str, column: str | None = None) -> Images:
 
     Raises ValueError where there are none, or no such column.
     """
+    from imgsim.folders import SUFFIXES
+
     place = Shards.at(builtin() if address == "builtin" else address)
     try:
         known = listing(place)
@@ -77,6 +79,8 @@ def find(address: str, column: str | None = None) -> Images:
 def listing(place: Shards) -> dict[str, list]:
     """The files below a folder in order, by their names from there on, with what changes when a file does."""
     if place.local and Path(place.path).is_dir():  # follows links, as for any other folder of images
+        from imgsim.folders import find_images, spelt
+
         paths = [path for path in find_images(Path(place.path)) if spelt(path) == str(path)]
         paths += [path for path in Path(place.path).rglob("*.parquet") if path not in paths]
         infos = {str(path): place.fs.info(str(path)) for path in paths}
@@ -88,6 +92,9 @@ def listing(place: Shards) -> dict[str, list]:
 
 def find_in_tables(place: Shards, address: str, known: dict[str, list], column: str | None) -> Images:
     """The images in Parquet files; a file that is none is left out and listed."""
+    from datasets import Features
+
+    from imgsim.hub import find_image
 
     def footer(name: str):
         try:

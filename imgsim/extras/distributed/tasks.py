@@ -15,7 +15,7 @@ from imgsim.evaluation import normalise
 from imgsim.extras.distributed.shards import Shards, as_bytes, as_lists, note, vectors
 from imgsim.extras.distributed.sources import read
 from imgsim.hashing import Projection, codes_of
-from imgsim.hub import open_or_say
+from imgsim.opening import open_image
 from imgsim.store import first_line
 
 GROUP = 1 << 16  # bytes of embeddings in a row group: what a search reads to see one of them
@@ -30,7 +30,7 @@ def decode(
     named = read(place, column, piece)
     for start in range(0, len(named), batch_size):
         names, sources = zip(*named[start : start + batch_size], strict=True)
-        opened = [first_line(one) if isinstance(one, Exception) else open_or_say(one) for one in sources]
+        opened = list(map(open_or_say, sources))
         reasons = [image if isinstance(image, str) else "" for image in opened]
         whole = [row for row, reason in enumerate(reasons) if not reason]
         pixels = np.zeros((len(names), *shape), np.float32)
@@ -38,6 +38,14 @@ def decode(
             pixels[whole] = processor([opened[row] for row in whole], return_tensors="np")["pixel_values"]
         ids = np.arange(piece["id"] + start, piece["id"] + start + len(names))
         yield {"id": ids, "source": list(names), "reason": reasons, "pixels": pixels}
+
+
+def open_or_say(source):
+    """An opened image, or why it cannot be."""
+    try:
+        return first_line(source) if isinstance(source, Exception) else open_image(source)
+    except ValueError as error:
+        return str(error)
 
 
 class Embed:
