@@ -1,0 +1,147 @@
+"""Scaling out, measured: building and asking tables of generated embeddings, and embedding beside one process.
+
+    python benchmarks/scale.py                                       1,000,000 x 256 generated, 10 tables
+    python benchmarks/scale.py --images FOLDER --checkpoint NAME     images a second, in one run with a single process
+
+Memory is that of this process and all that Ray starts (proportional set sizes). A query through Parquet or mapped files
+is cold: in a process of its own, from opening the index to the answer, with the files out of the page cache where the
+system lets them go; importing is not counted.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+from search import cone_mixture
+
+from imgsim.evaluation import exact_neighbours, recall_at_k
+from imgsim.extras.distributed import ShardedIndex, build, embed, store_embeddings
+from imgsim.index import BuildLSHTable
+
+ONE_QUERY = """
+import json, os, sys, time
+from pathlib import Path
+import numpy as np
+from imgsim.index import BuildLSHTable
+from imgsim.extras.distributed import ShardedIndex
+how, folder, queries, rerank = sys.argv[1:]
+queries, rerank = np.load(queries), int(rerank)
+tiny = BuildLSHTable(hash_size=4).build_from_embeddings(queries)  # what has to be compiled, is
+if how == "parquet":
+    from imgsim.kernels import nearest_codes
+    nearest_codes(tiny.projection.margins(queries[:1]), 2)
+for root, _, names in os.walk(folder) if sys.argv[1] != "warm" else ():
+    for name in names:
+        with open(os.path.join(root, name), "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+start = time.perf_counter()
+index = ShardedIndex(folder) if how == "parquet" else BuildLSHTable.load(folder, mapped=True)
+opened = time.perf_counter()
+times = []
+for query in queries:
+    begin = time.perf_counter()
+    index.search(query)
+    times.append(time.perf_counter() - begin)
+print(json.dumps({"open": opened - start, "first": times[0], "then": float(np.median(times[1:]))}))
+"""
+
+
+def watch(peak: list[float], ended: threading.Event) -> None:
+    """Note the most memory that this process and its children had together."""
+    me = psutil.Process()
+    while not ended.wait(0.25):
+        total = 0
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                total += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+        peak[0] = max(peak[0], total)
+
+
+def tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
+    points, queries = cone_mixture(count, dim, 200)
+    points = points.astype(np.float16)
+    start = time.perf_counter()
+    embeddings = store_embeddings(folder, points)
+    print(f"{count:,} x {dim} stored in {time.perf_counter() - start:.1f} s")
+    peak, ended, before = [0.0], threading.Event(), psutil.Process().memory_full_info().pss
+    threading.Thread(target=watch, args=(peak, ended), daemon=True).start()
+    start = time.perf_counter()
+    manifest = build(folder, num_tables=num_tables)
+    seconds = time.perf_counter() - start
+    ended.set()
+    print(f"build: {seconds:.1f} s, Ray's start and end included; {(peak[0] - before) / 1e9:.2f} GB at most")
+    sizes = {"embeddings": embeddings["files"], "signatures": [], "tables": []}
+    for file in manifest["files"]:
+        sizes["tables" if "place" in file else "signatures"].append(file)
+    for name, files in sizes.items():
+        print(f"{name}: {sum(file['bytes'] for file in files) / count:.1f} bytes an image in {len(files)} files")
+    start = time.perf_counter()
+    index = ShardedIndex(folder)
+    exported = index.export(folder / "mapped")
+    size = sum(path.stat().st_size for path in exported.iterdir()) / count
+    print(f"export: {time.perf_counter() - start:.1f} s, {size:.0f} bytes an image")
+    memory = BuildLSHTable(hash_size=manifest["hash_size"], num_tables=num_tables).build_from_embeddings(points)
+    print(f"in memory, beside it: built in {memory.build_seconds:.1f} s")
+    truth, _ = exact_neighbours(queries, points, 10)
+    found = BuildLSHTable.load(exported, mapped=True).search(queries)
+    print(
+        f"{manifest['hash_size']} bits: recall {recall_at_k(found.ids, truth):.3f}, "
+        f"{found.candidates_seen.mean() / count:.2%} seen"
+    )
+    asked = folder / "queries.npy"
+    np.save(asked, queries)
+    for how, where in (("parquet", folder), ("mapped", exported), ("warm", exported)):
+        command = [sys.executable, "-c", ONE_QUERY, how, str(where), str(asked), "200"]
+        times = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(f"{how}: " + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in times.items()))
+    start = time.perf_counter()
+    for query in queries:
+        memory.search(query)
+    print(f"in memory: {1000 * (time.perf_counter() - start) / len(queries):.1f} ms a query")
+
+
+def images_a_second(images: str, checkpoint: str, concurrency: int, rounds: int, folder: Path) -> None:
+    from imgsim.encoder import load_encoder
+    from imgsim.folders import find_images
+
+    encoder, paths = load_encoder(checkpoint), list(find_images(Path(images)))
+    encoder.embed(paths[:64])
+    for _ in range(rounds):
+        encoder.embed(paths)
+        shutil.rmtree(folder / "embeddings", ignore_errors=True)
+        manifest = embed(images, folder, checkpoint, concurrency=concurrency, shard_rows=256)
+        one, many = encoder.images_per_second, manifest["images_per_second"]
+        print(f"one process {one:.1f} images/s, {concurrency} actors {many:.1f} after their start: {many / one:.2f} times")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--num-tables", type=int, default=10)
+    parser.add_argument("--images", help="a folder of image files to embed")
+    parser.add_argument("--checkpoint", default="builtin")
+    parser.add_argument("--concurrency", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.images:
+            images_a_second(options.images, options.checkpoint, options.concurrency, options.rounds, Path(folder))
+        else:
+            tables(options.count, options.dim, options.num_tables, Path(folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
