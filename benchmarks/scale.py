@@ -122,7 +122,9 @@ def images_a_second(images: str, checkpoint: str, concurrency: int, rounds: int,
         shutil.rmtree(folder / "embeddings", ignore_errors=True)
         manifest = embed(images, folder, checkpoint, concurrency=concurrency, shard_rows=256)
         one, many = encoder.images_per_second, manifest["images_per_second"]
-        print(f"one process {one:.1f} images/s, {concurrency} actors {many:.1f} after their start: {many / one:.2f} times")
+        print(
+            f"one process {one:.1f} images/s, {concurrency} actors {many:.1f} after their start: {many / one:.2f} times"
+        )
 
 
 def main() -> int:

@@ -109,7 +109,8 @@ def read_projection(target: Shards, name: str, hash_size: int, num_tables: int) 
 
 def sample(embeddings: Shards, files: list[dict]) -> np.ndarray:
     """Some of the embeddings as unit rows (s, d), evenly from all over; all of them where these are few."""
-    files = files[:: -(-len(files) // SAMPLED)]
+    if sum(file["rows"] for file in files) > SAMPLE:
+        files = files[:: -(-len(files) // SAMPLED)]
     step = -(-sum(file["rows"] for file in files) // SAMPLE)
     return np.concatenate(
         [normalise(vectors(embeddings.read(file["name"])["embedding"], np.float16)[::step]) for file in files]

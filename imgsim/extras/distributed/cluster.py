@@ -16,6 +16,7 @@ from tqdm import tqdm
 from imgsim.store import environ, first_line
 
 STORE = 1 << 30  # bytes of shared memory that a local Ray keeps blocks in; what is more goes to disk
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 BLOCK = 32 << 20  # bytes in a block, which is handed from step to step
 
 
@@ -26,14 +27,18 @@ def need_ray() -> None:
 
 
 @contextmanager
-def cluster(cpus: int | None = None) -> Iterator:
+def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
     """Gives ray.data of a Ray to work on: one joined before, the one that RAY_ADDRESS names, or a local one meanwhile.
 
     A local one listens on this machine only, has no dashboard and reports nothing to anybody. cpus: how many tasks
     it works on at a time, by default as many as there are cores.
     """
     need_ray()
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    quiet = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+    }
     with environ(**{name: os.environ.get(name, value) for name, value in quiet.items()}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
@@ -59,6 +64,7 @@ def cluster(cpus: int | None = None) -> Iterator:
             ray.init(
                 address="local",
                 num_cpus=cpus,
+                num_gpus=num_gpus,
                 object_store_memory=STORE,
                 include_dashboard=False,
                 log_to_driver=False,

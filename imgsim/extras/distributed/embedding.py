@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -51,12 +52,14 @@ def embed(
         find(images, column),
         Shards.at(folder, "embeddings"),
     )
+    bad = len(source.skipped)
+    check_bad(images, bad, max_bad, *source.skipped)
     rows = rows_of_shards(shard_rows, len(source), encoder.dim)
     job = short_digest(encoder.digest, source.files, source.version, rows)
     stems, finished = stems_for(len(source), rows), target.finished(job)
     starts = [number * rows for number, stem in enumerate(stems) if stem not in finished]
     pieces = [piece for start in starts for piece in source.pieces(start, start + rows, PIECE)]
-    arrivals, bad, cores = [], len(source.skipped), os.cpu_count() or 1
+    arrivals, cores = [], os.cpu_count() or 1
     actors = concurrency or (1 if num_gpus else cores)
     if pieces:
         with cluster(None if num_gpus else actors + 1) as data:
@@ -76,9 +79,9 @@ def embed(
             for row in work(saved, sum(piece["count"] for piece in pieces), "embedding", "image"):
                 arrivals.append((time.perf_counter(), row["count"]))
                 bad += row["bad"]
-                check_bad(images, bad, max_bad, row["why"])
+                check_bad(images, bad, max_bad, *json.loads(row["skipped"]))
     manifest = manifest_of(target, job, stems, source.skipped)
-    check_bad(images, len(manifest["skipped"]), max_bad)
+    check_bad(images, len(manifest["skipped"]), max_bad, *manifest["skipped"])
     if not manifest["count"]:
         first = manifest["skipped"][0]
         raise ValueError(f"{str(images)!r} holds no readable image: {first['source']}: {first['reason']}.")
@@ -88,9 +91,9 @@ def embed(
     return manifest | {"images_per_second": sum(count for _, count in arrivals[1:]) / seconds}
 
 
-def check_bad(images, bad: int, max_bad: int, why: str = "") -> None:
+def check_bad(images, bad: int, max_bad: int, *skipped: dict) -> None:
     if bad > max_bad:
-        such = f", such as {why}" if why else ""
+        such = f", such as {skipped[0]['source']}: {skipped[0]['reason']}" if skipped else ""
         raise ValueError(f"{str(images)!r} holds more than {max_bad} images that cannot be read{such}.")
 
 

@@ -74,27 +74,37 @@ class ShardedIndex:
         for table in range(self.num_tables):
             values = np.unique(codes[:, table])
             parts = values >> np.uint64(self.hash_size - top)
-            wanted += [(self._parts[(table << top) + int(part)], values[parts == part]) for part in np.unique(parts)]
+            for part in np.unique(parts):
+                wanted.append((self._parts[(table << top) + int(part)], values[parts == part], None))
         return np.unique(self._read(self.tables, wanted, "hash", "id")["id"].to_numpy())
 
     def _column(self, shards: Shards, files: list[dict], ids: np.ndarray, column: str) -> pa.ChunkedArray:
         """What a column says of the candidates with these ids (c,), which are in order."""
         begins = np.searchsorted(ids, [file["first"] for file in files])
         ends = np.searchsorted(ids, [file["last"] for file in files], "right")
-        wanted = [(file["name"], ids[a:b]) for file, a, b in zip(files, begins, ends, strict=True) if a < b]
-        table = self._read(shards, wanted or [(files[0]["name"], ids)], "id", column)
+        wanted = [
+            (file["name"], ids[a:b], file["first"] if file["last"] - file["first"] < file["rows"] else None)
+            for file, a, b in zip(files, begins, ends, strict=True)
+            if a < b or file is files[0]  # so that there is a table, though it may be empty
+        ]
+        table = self._read(shards, wanted, "id", column)
         if len(table) != len(ids):
             raise ValueError(f"'{shards.path}' lacks candidates that stand in the tables: build the index again.")
         return table[column]
 
-    def _read(self, shards: Shards, wanted: list[tuple[str, np.ndarray]], key: str, column: str) -> pa.Table:
-        """A column of the rows of files, by their names, whose key is one of the values that come with each."""
+    def _read(
+        self, shards: Shards, wanted: list[tuple[str, np.ndarray, int | None]], key: str, column: str
+    ) -> pa.Table:
+        """A column of the rows of files whose key is among some values: name, values, and `dense` as in select."""
 
-        def read(item: tuple[str, np.ndarray]) -> pa.Table:
-            name, values = item
-            if name not in self._opened:
-                self._opened[name] = shards.open(name)
-            return shards.select(name, self._opened[name], key, values, column)
+        def read(item: tuple[str, np.ndarray, int | None]) -> pa.Table:
+            name, values, dense = item
+            try:
+                if name not in self._opened:
+                    self._opened[name] = shards.open(name)
+                return shards.select(self._opened[name], key, values, column, dense)
+            except (OSError, pa.ArrowException) as error:
+                raise ValueError(shards.damaged(name)) from error
 
         with ThreadPoolExecutor(THREADS) as pool:
             return pa.concat_tables(pool.map(read, wanted))

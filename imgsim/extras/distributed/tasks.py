@@ -5,6 +5,7 @@ Each step takes a batch and gives one; what it writes has a name of its own, so 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +19,7 @@ from imgsim.hashing import Projection, codes_of
 from imgsim.opening import open_image
 from imgsim.store import first_line
 
-GROUP = 1 << 16  # bytes of embeddings in a row group: what a search reads to see one of them
+GROUP = 1 << 15  # bytes of embeddings in a row group: what a search reads to see one of them
 SIGNATURES, HASHES = 1 << 13, 1 << 12  # rows in their row groups
 
 
@@ -84,8 +85,7 @@ def save_embeddings(batch: pa.Table, target: Shards, job: str, rows: int) -> pa.
     whole = pc.equal(batch["reason"], "")
     bad = batch.filter(pc.invert(whole)).select(["id", "source", "reason"]).to_pylist()
     write_embeddings(target, job, int(numbers[0]), batch.filter(whole).select(["id", "embedding", "source"]), bad)
-    why = f"{bad[0]['source']}: {bad[0]['reason']}" if bad else ""
-    return pa.table({"count": [batch.num_rows], "bad": [len(bad)], "why": [why]})
+    return pa.table({"count": [batch.num_rows], "bad": [len(bad)], "skipped": [json.dumps(bad[:1])]})
 
 
 def write_embeddings(target: Shards, job: str, number: int, table: pa.Table, bad: list[dict]) -> None:
