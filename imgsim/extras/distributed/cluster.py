@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
@@ -59,8 +58,7 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
             finally:
                 ray.shutdown()
             return
-        folder = tempfile.mkdtemp(prefix="imgsim-")
-        try:
+        with TemporaryDirectory(prefix="imgsim-", ignore_cleanup_errors=True) as folder:
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -72,10 +70,10 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
                 _temp_dir=folder,
                 _node_ip_address="127.0.0.1",
             )
-            yield ray.data
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                yield ray.data
+            finally:
+                ray.shutdown()
 
 
 def work(job, total: int, what: str, unit: str) -> Iterator[dict]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from hashlib import blake2b
 
 import numpy as np
@@ -42,16 +41,13 @@ def embed(
     actors (by default one for each core; with GPUs, of which each takes `num_gpus`, one) hold the encoder. What cannot
     be read is passed over and listed in the manifest; more than `max_bad` of it end the job. shard_rows: images in a
     shard. A job that was interrupted goes on where it stopped. Returns the manifest, and with it images_per_second,
-    counted from the first finished shard on. Raises ValueError where there is nothing to embed.
+    counted from the end of the first batch on. Raises ValueError where there is nothing to embed.
     """
     need_ray()
     from imgsim.encoder import load_encoder  # loads torch
 
-    encoder, source, target = (
-        load_encoder(checkpoint, dtype=dtype),
-        find(images, column),
-        Shards.at(folder, "embeddings"),
-    )
+    encoder, source = load_encoder(checkpoint, dtype=dtype), find(images, column)
+    target = Shards.at(folder, "embeddings")
     bad = len(source.skipped)
     check_bad(images, bad, max_bad, *source.skipped)
     rows = rows_of_shards(shard_rows, len(source), encoder.dim)
@@ -59,7 +55,7 @@ def embed(
     stems, finished = stems_for(len(source), rows), target.finished(job)
     starts = [number * rows for number, stem in enumerate(stems) if stem not in finished]
     pieces = [piece for start in starts for piece in source.pieces(start, start + rows, PIECE)]
-    arrivals, cores = [], os.cpu_count() or 1
+    ended, cores = [], os.cpu_count() or 1
     actors = concurrency or (1 if num_gpus else cores)
     if pieces:
         with cluster(None if num_gpus else actors + 1) as data:
@@ -77,9 +73,9 @@ def embed(
             shards = embedded.repartition(target_num_rows_per_block=rows, strict=True)
             saved = shards.map_batches(save_embeddings, batch_format="pyarrow", fn_args=(target, job, rows))
             for row in work(saved, sum(piece["count"] for piece in pieces), "embedding", "image"):
-                arrivals.append((time.perf_counter(), row["count"]))
+                ended += row["ended"]
                 bad += row["bad"]
-                check_bad(images, bad, max_bad, *json.loads(row["skipped"]))
+                check_bad(images, bad, max_bad, *json.loads(row["example"]))
     manifest = manifest_of(target, job, stems, source.skipped)
     check_bad(images, len(manifest["skipped"]), max_bad, *manifest["skipped"])
     if not manifest["count"]:
@@ -87,8 +83,9 @@ def embed(
         raise ValueError(f"{str(images)!r} holds no readable image: {first['source']}: {first['reason']}.")
     manifest |= {"images": str(images), "encoder": encoder.about(), "dim": encoder.dim}
     target.publish(manifest)
-    seconds = arrivals[-1][0] - arrivals[0][0] if len(arrivals) > 1 else math.nan
-    return manifest | {"images_per_second": sum(count for _, count in arrivals[1:]) / seconds}
+    times, counts = np.array(sorted(ended)).reshape(-1, 2).T
+    speed = counts[1:].sum() / (times[-1] - times[0]) if len(times) > 1 else math.nan
+    return manifest | {"images_per_second": float(speed)}
 
 
 def check_bad(images, bad: int, max_bad: int, *skipped: dict) -> None:

@@ -70,6 +70,7 @@ class Shards:
         encoding = {name: ENCODING[name] for name in table.column_names if name in ENCODING}
         settings = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
         settings["write_statistics"] = [name for name in ("id", "hash") if name in encoding]  # which are searched for
+        table = table.combine_chunks()  # the same rows give the same bytes, in however many blocks they came
         pq.write_table(table, stream, row_group_size=rows, column_encoding=encoding, **settings)
         content = stream.getvalue()
         name = f"{stem}-{job}-{blake2b(content, digest_size=8).hexdigest()}.parquet"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgsim.extras.distributed.shards import Shards
-from imgsim.store import cache_folder, first_line
+from imgsim.store import cache_folder, first_line, write_whole
 
 VERSION = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified")  # by which file systems tell a change
 
@@ -64,7 +64,11 @@ def find(address: str, column: str | None = None) -> Images:
 
     place = Shards.at(builtin() if address == "builtin" else address)
     try:
-        known = listing(place)
+        if place.fs.isfile(place.path):
+            folder, _, name = place.path.rpartition("/")
+            place, known = Shards(place.fs, folder), {name: version_of(place.fs.info(place.path))}
+        else:
+            known = listing(place)
     except OSError as error:
         raise ValueError(f"There are no images to embed at {address!r}: {first_line(error)}") from error
     tables = {name: version for name, version in known.items() if name.endswith(".parquet")}
@@ -87,7 +91,12 @@ def listing(place: Shards) -> dict[str, list]:
     else:
         infos = place.fs.find(place.path, detail=True)
     names = {name: name.removeprefix(place.path).lstrip("/") for name in infos}
-    return {names[name]: [str(infos[name].get(key)) for key in VERSION] for name in sorted(infos)}
+    return {names[name]: version_of(infos[name]) for name in sorted(infos)}
+
+
+def version_of(info: dict) -> list[str]:
+    """What changes when a file does, of what a file system says of it."""
+    return [str(info.get(key)) for key in VERSION]
 
 
 def find_in_tables(place: Shards, address: str, known: dict[str, list], column: str | None) -> Images:
@@ -120,21 +129,27 @@ def find_in_tables(place: Shards, address: str, known: dict[str, list], column: 
 
 
 def builtin() -> Path:
-    """The built-in candidates as Parquet shards, such as the Hub keeps, in the cache."""
+    """The built-in candidates as Parquet shards with the images in them, such as the Hub keeps; in the cache."""
+    from datasets import disable_progress_bars, enable_progress_bars
+    from datasets.table import embed_table_storage
+
     from imgsim.images import candidates_and_queries, load_images
 
     folder = cache_folder("builtin-shards")
     if not (folder / "3.parquet").exists():
         candidates, _ = candidates_and_queries(load_images("builtin"))
+        disable_progress_bars()
+        candidates = candidates.with_format("arrow").map(embed_table_storage, batched=True, keep_in_memory=True)
         for number in range(4):
-            candidates.shard(4, number, contiguous=True).to_parquet(folder / f".{number}.parquet", batch_size=100)
-            (folder / f".{number}.parquet").rename(folder / f"{number}.parquet")
+            with write_whole(folder / f"{number}.parquet") as beside:
+                candidates.shard(4, number, contiguous=True).to_parquet(beside, batch_size=100)
+        enable_progress_bars()
     return folder
 
 
 def read(place: Shards, column: str | None, piece: dict) -> list[tuple[str, object]]:
     """The images of a piece: what each is called, and what `open_or_say` takes or the reason why it cannot be read."""
-    names = [f"{place.path}/{name}".rstrip("/") for name in piece["files"]]
+    names = [f"{place.path}/{name}" for name in piece["files"]]
     if column is None:
         contents = {} if place.local else place.fs.cat(names, on_error="return")
         return [(file, contents.get(name, Path(name))) for file, name in zip(piece["files"], names, strict=True)]

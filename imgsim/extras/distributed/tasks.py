@@ -6,6 +6,7 @@ Each step takes a batch and gives one; what it writes has a name of its own, so 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -73,19 +74,21 @@ class Embed:
                 "embedding": as_lists(points.astype(np.float16)),
                 "source": batch["source"],
                 "reason": reasons,
+                "ended": np.full(len(points), time.time()),
             }
         )
 
 
 def save_embeddings(batch: pa.Table, target: Shards, job: str, rows: int) -> pa.Table:
-    """Write the block of rows that makes one shard; how many there were, and how many of them were passed over."""
+    """Write the block of rows that makes a shard; how many there were, how many could not be read, when each came."""
     numbers = np.unique(batch["id"].to_numpy() // rows)
     if len(numbers) != 1:
         raise RuntimeError(f"{len(numbers)} shards came in one block.")
     whole = pc.equal(batch["reason"], "")
     bad = batch.filter(pc.invert(whole)).select(["id", "source", "reason"]).to_pylist()
     write_embeddings(target, job, int(numbers[0]), batch.filter(whole).select(["id", "embedding", "source"]), bad)
-    return pa.table({"count": [batch.num_rows], "bad": [len(bad)], "skipped": [json.dumps(bad[:1])]})
+    ended = np.stack(np.unique(batch["ended"].to_numpy(), return_counts=True), axis=1).tolist()
+    return pa.table({"count": [batch.num_rows], "bad": [len(bad)], "example": [json.dumps(bad[:1])], "ended": [ended]})
 
 
 def write_embeddings(target: Shards, job: str, number: int, table: pa.Table, bad: list[dict]) -> None:
