@@ -36,7 +36,7 @@ pins: ## compile requirements.txt and requirements-extras.txt from pyproject.tom
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
 	build/pins/bin/pip install -q torch==$(TORCH) ".[notebooks,test]"
 	(echo "# Exact pins, compiled from pyproject.toml by make pins."; $(FREEZE)) > build/pins/base.txt
-	build/pins/bin/pip install -q ".[browser,demo,duplicates,onnx]"
+	build/pins/bin/pip install -q ".[browser,demo,duplicates,onnx,scale]"
 	(echo "# Exact pins of what the extras need beyond requirements.txt, compiled by make pins; make test installs them."; \
 	 $(FREEZE) | grep -v '^pillow==' | grep -vxFf build/pins/base.txt) > build/pins/extras.txt
 	mv build/pins/base.txt requirements.txt && mv build/pins/extras.txt requirements-extras.txt

@@ -65,11 +65,12 @@ def build(
                 rows = data.from_items(names, override_num_blocks=len(names)).map_batches(
                     spread, batch_size=1, batch_format="pyarrow", fn_args=settings
                 )
-                partitions = min(max(2, count * len(missing) >> top + SHUFFLED.bit_length()), len(missing), PARTITIONS)
+                total = count * len(missing) >> top
+                partitions = min(max(2, total // SHUFFLED), len(missing), PARTITIONS)
                 parts = rows.groupby("place", num_partitions=partitions).map_groups(
                     save_part, batch_format="pyarrow", fn_args=(target, job, top)
                 )
-                list(work(parts, count * len(missing) >> top, "storing", "row"))
+                list(work(parts, total, "storing", "row"))
                 nothing = pa.table({"hash": np.empty(0, code_dtype(hash_size)), "id": np.empty(0, np.int64)})
                 for stem in set(places) - set(target.finished(job)):
                     write_part(target, job, places[stem], top, nothing)

@@ -55,13 +55,14 @@ class Images:
                 begin, row = begin + size, row + size
 
 
-def find(address: str, column: str | None = None) -> Images:
+def find(address, column: str | None = None) -> Images:
     """List the images at an address: those in Parquet files where there are any, else files by their suffix.
 
     Raises ValueError where there are none, or no such column.
     """
     from imgsim.folders import SUFFIXES
 
+    address = str(address)
     place = Shards.at(builtin() if address == "builtin" else address)
     try:
         if place.fs.isfile(place.path):
@@ -86,12 +87,12 @@ def listing(place: Shards) -> dict[str, list]:
         from imgsim.folders import find_images, spelt
 
         paths = [path for path in find_images(Path(place.path)) if spelt(path) == str(path)]
-        paths += [path for path in Path(place.path).rglob("*.parquet") if path not in paths]
+        paths += Path(place.path).rglob("*.parquet")
         infos = {str(path): place.fs.info(str(path)) for path in paths}
     else:
         infos = place.fs.find(place.path, detail=True)
-    names = {name: name.removeprefix(place.path).lstrip("/") for name in infos}
-    return {names[name]: version_of(infos[name]) for name in sorted(infos)}
+    names = {path: path.removeprefix(place.path).lstrip("/") for path in sorted(infos)}
+    return {name: version_of(infos[path]) for path, name in names.items() if not f"/{name}".count("/.")}
 
 
 def version_of(info: dict) -> list[str]:
