@@ -17,14 +17,17 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 from search import cone_mixture
 
+from imgsim.encoder import load_encoder
 from imgsim.evaluation import exact_neighbours, recall_at_k
 from imgsim.extras.distributed import ShardedIndex, build, embed, store_embeddings
+from imgsim.folders import find_images
 from imgsim.index import BuildLSHTable
 
 ONE_QUERY = """
@@ -111,19 +114,37 @@ def tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
     print(f"in memory: {1000 * (time.perf_counter() - start) / len(queries):.1f} ms a query")
 
 
-def images_a_second(images: str, checkpoint: str, concurrency: int, rounds: int, folder: Path) -> None:
-    from imgsim.encoder import load_encoder
-    from imgsim.folders import find_images
+def watch_actors(cores: list[float], ended: threading.Event) -> None:
+    """Note how many cores the actors that hold encoders use, all together, while they are at work."""
+    known = {}
+    while not ended.wait(0.5):
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if process.pid not in known and "OpenAndEmbed" in " ".join(process.cmdline()):
+                    known[process.pid] = process
+            except psutil.Error:
+                continue
+        with suppress(psutil.Error):
+            cores.append(sum(process.cpu_percent() for process in known.values()) / 100)
 
+
+def images_a_second(images: str, checkpoint: str, concurrency: int, rounds: int, folder: Path) -> None:
     encoder, paths = load_encoder(checkpoint), list(find_images(Path(images)))
-    encoder.embed(paths[:64])
+    encoder.embed(paths)  # what is slow the first time
     for _ in range(rounds):
+        start = time.process_time()
         encoder.embed(paths)
+        one = encoder.images_per_second
+        of_one = (time.process_time() - start) / (len(paths) / one)
         shutil.rmtree(folder / "embeddings", ignore_errors=True)
-        manifest = embed(images, folder, checkpoint, concurrency=concurrency, shard_rows=256)
-        one, many = encoder.images_per_second, manifest["images_per_second"]
+        cores, ended = [], threading.Event()
+        threading.Thread(target=watch_actors, args=(cores, ended), daemon=True).start()
+        many = embed(images, folder, checkpoint, concurrency=concurrency, shard_rows=256)["images_per_second"]
+        ended.set()
+        of_many = float(np.median([used for used in cores if used > 0.5 * concurrency]))
         print(
-            f"one process {one:.1f} images/s, {concurrency} actors {many:.1f} after their start: {many / one:.2f} times"
+            f"one process {one:.1f} images/s on {of_one:.2f} cores; {concurrency} actors, once started, {many:.1f} on "
+            f"{of_many:.2f}: {many / one:.2f} times as many, {many / of_many / (one / of_one):.2f} times a core"
         )
 
 

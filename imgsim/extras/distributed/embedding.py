@@ -13,7 +13,7 @@ import pyarrow as pa
 from imgsim.extras.distributed.cluster import cluster, need_ray, work
 from imgsim.extras.distributed.shards import Shards, as_lists, short_digest
 from imgsim.extras.distributed.sources import find
-from imgsim.extras.distributed.tasks import Embed, decode, save_embeddings, write_embeddings
+from imgsim.extras.distributed.tasks import Embed, OpenAndEmbed, decode, save_embeddings, write_embeddings
 from imgsim.hashing import whole
 from imgsim.index import UNKNOWN
 
@@ -37,11 +37,11 @@ def embed(
     """Embed images into Parquet shards in `folder`/embeddings: id, embedding (d,) of length 1 in float16, source.
 
     images: "builtin", or an address (a path, or what fsspec knows, such as s3:// and hf://) of Parquet files, as the
-    Hub keeps them, or of image files; an id is a place among them. CPU tasks open and prepare the images, `concurrency`
-    actors (by default one for each core; with GPUs, of which each takes `num_gpus`, one) hold the encoder. What cannot
-    be read is passed over and listed in the manifest; more than `max_bad` of it end the job. shard_rows: images in a
-    shard. A job that was interrupted goes on where it stopped. Returns the manifest, and with it images_per_second,
-    counted from the end of the first batch on. Raises ValueError where there is nothing to embed.
+    Hub keeps them, or of image files; an id is a place among them. `concurrency` actors hold the encoder: by default
+    one for each core, or with GPUs, of which each takes `num_gpus`, one, for which tasks on CPUs open the images. What
+    cannot be read is passed over and listed in the manifest; more than `max_bad` of it end the job. shard_rows: images
+    in a shard. A job that was interrupted goes on where it stopped. Returns the manifest, and with it
+    images_per_second, counted from the end of the first batch on. Raises ValueError where there is nothing to embed.
     """
     need_ray()
     from imgsim.encoder import load_encoder  # loads torch
@@ -59,17 +59,17 @@ def embed(
     actors = concurrency or (1 if num_gpus else cores)
     if pieces:
         with cluster(None if num_gpus else actors + 1) as data:
-            settings = source.place, source.column, encoder.processor, tuple(encoder.example().shape[1:]), batch_size
-            pixels = data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
-                decode, batch_size=1, batch_format="pyarrow", fn_args=settings
-            )
-            embedded = pixels.map_batches(
-                Embed,  # without GPUs Ray Data lets the actors do both steps, and pixels stay where they are
-                batch_size=batch_size if num_gpus else None,
-                compute=data.ActorPoolStrategy(size=actors),
-                num_gpus=num_gpus,
-                fn_constructor_args=(encoder.origin, encoder.digest),
-            )
+            settings = source.place, source.column, encoder.processor, batch_size
+            items, actor = data.from_items(pieces, override_num_blocks=len(pieces)), (encoder.origin, encoder.digest)
+            pool, piecewise = data.ActorPoolStrategy(size=actors), {"batch_size": 1, "batch_format": "pyarrow"}
+            if num_gpus:
+                pixels = items.map_batches(decode, **piecewise, fn_args=settings)
+                gpus = {"num_gpus": num_gpus, "compute": pool, "batch_size": batch_size}
+                embedded = pixels.map_batches(Embed, **gpus, fn_constructor_args=actor)
+            else:
+                embedded = items.map_batches(
+                    OpenAndEmbed, **piecewise, compute=pool, fn_constructor_args=(*actor, *settings)
+                )
             shards = embedded.repartition(target_num_rows_per_block=rows, strict=True)
             saved = shards.map_batches(save_embeddings, batch_format="pyarrow", fn_args=(target, job, rows))
             for row in work(saved, sum(piece["count"] for piece in pieces), "embedding", "image"):

@@ -39,6 +39,7 @@ class Images:
 
     def pieces(self, first: int, last: int, size: int) -> Iterator[dict]:
         """The images with the ids from first to before last as work for tasks, which `read` takes."""
+        last = min(last, len(self))
         if self.column is None:
             for start in range(first, last, size):
                 stop = min(start + size, last)
