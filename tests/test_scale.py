@@ -1,5 +1,6 @@
 """Scaling out: the same tables and answers as in one process, whatever happens meanwhile. Ray starts once, for all."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'imgsim[sca
 
 from imgsim import candidates_and_queries, load_encoder, load_images
 from imgsim.extras.distributed import ShardedIndex, build, embed, store_embeddings
-from imgsim.extras.distributed.cluster import cluster
+from imgsim.extras.distributed.cluster import TOKEN, cluster
 from imgsim.extras.distributed.shards import Shards
 from imgsim.index import BuildLSHTable
 
@@ -225,6 +226,18 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path, image_folder, checkpoin
     job.join(100)
     ids, points, _ = embeddings_of(tmp_path / "work")
     assert ids.tolist() == list(range(12 * 24)) and np.isfinite(points).all()
+
+
+def test_a_cluster_that_runs_is_joined_with_its_token_and_not_without(tmp_path, ray_here):
+    address = {"RAY_ADDRESS": ray_here.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
+    jobs = {}
+    for token in ("0" * 64, TOKEN):
+        store_embeddings(tmp_path / token, cone(200))
+        command = [sys.executable, "-m", "imgsim", "scale", "build", str(tmp_path / token)]
+        settings = os.environ | address | {"RAY_AUTH_TOKEN": token}
+        jobs[token] = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert {token: job.wait(100) for token, job in jobs.items()} == {"0" * 64: 1, TOKEN: 0}
+    assert list(tmp_path.glob("*/index/manifest.json")) == [tmp_path / TOKEN / "index" / "manifest.json"]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from secrets import token_hex
 from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
@@ -16,6 +17,7 @@ from imgsim.store import environ, first_line
 
 STORE = 1 << 30  # bytes of shared memory that a local Ray keeps blocks in; what is more goes to disk
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+TOKEN = token_hex(32)  # one for the whole process: Ray reads it once
 BLOCK = 32 << 20  # bytes in a block, which is handed from step to step
 
 
@@ -29,19 +31,16 @@ def need_ray() -> None:
 def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
     """Gives ray.data of a Ray to work on: one joined before, the one that RAY_ADDRESS names, or a local one meanwhile.
 
-    A local one listens on this machine only, has no dashboard and reports nothing to anybody. cpus: how many tasks
+    A local one obeys nobody who does not know its token, has no dashboard, and reports to nobody. cpus: how many tasks
     it works on at a time, by default as many as there are cores.
     """
     need_ray()
-    quiet = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
-    }
-    with environ(**{name: os.environ.get(name, value) for name, value in quiet.items()}), warnings.catch_warnings():
+    settings = {name: os.environ.get(name, value) for name, value in QUIET.items()}
+    with environ(**settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
         import ray.data
+        from ray._raylet import AuthenticationTokenLoader, Config
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         context = ray.data.DataContext.get_current()
@@ -58,7 +57,11 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
             finally:
                 ray.shutdown()
             return
-        with TemporaryDirectory(prefix="imgsim-", ignore_cleanup_errors=True) as folder:
+        # Ray listens on all of a machine's addresses, and executes what it is sent.
+        secret = environ(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+        with secret, TemporaryDirectory(prefix="imgsim-", ignore_cleanup_errors=True) as folder:
+            Config.initialize("")  # reads the environment again, should Ray have been imported before
+            AuthenticationTokenLoader.instance().reset_cache()
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -68,7 +71,6 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=folder,
-                _node_ip_address="127.0.0.1",
             )
             try:
                 yield ray.data
