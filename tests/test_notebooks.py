@@ -105,7 +105,9 @@ def test_bootstrap_installs_in_colab_and_does_nothing_elsewhere(tmp_path):
 def test_inference_has_sliders_only_when_asked(tmp_path, image_folder, checkpoint):
     path = next(path for path in PATHS if path.stem == "04_inference")
     settings = {"dataset": str(image_folder), "checkpoint": str(checkpoint), "interactive": True, "probes": 40}
-    done = papermill.execute_notebook(str(path), str(tmp_path / "out.ipynb"), settings, progress_bar=False)
+    done = papermill.execute_notebook(
+        str(path), str(tmp_path / "out.ipynb"), settings, progress_bar=False, execution_timeout=600
+    )
     (cell,) = [cell for cell in done.cells if "interact(" in cell.source]
     (widget,) = [output for output in cell.outputs if output.output_type == "display_data"]
     assert "application/vnd.jupyter.widget-view+json" in widget.data
@@ -117,7 +119,9 @@ def test_inference_has_sliders_only_when_asked(tmp_path, image_folder, checkpoin
 def test_checkpoint_notebook_trains_and_saves_at_toy_scale(start, tmp_path, image_folder, checkpoint):
     settings = {"dataset": str(image_folder), "checkpoint": str(checkpoint) if start else "", "output": str(tmp_path)}
     settings |= {"epochs": 1, "batch_size": 8}
-    papermill.execute_notebook(str(PATHS[0]), str(tmp_path / "out.ipynb"), settings, progress_bar=False)
+    papermill.execute_notebook(
+        str(PATHS[0]), str(tmp_path / "out.ipynb"), settings, progress_bar=False, execution_timeout=600
+    )
     encoder = load_encoder(tmp_path / "checkpoint", device="cpu")
     assert encoder.dim == (32 if start else 192)
     assert encoder.digest != load_encoder(checkpoint, device="cpu").digest
