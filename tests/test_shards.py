@@ -107,6 +107,20 @@ def test_embeddings_from_elsewhere_are_checked(tmp_path, refused):
     for shard_rows in (0, 1.5, -2):
         with refused("shard_rows"):
             store_embeddings(tmp_path, points, shard_rows=shard_rows)
+    for value in (np.nan, 1e6):
+        with refused("finite"):
+            store_embeddings(tmp_path, points * value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--batch-size 0", "--concurrency 0", "--concurrency -1", "--max-bad -1", "--num-gpus -1", "--dtype int8"]
+)
+def test_wrong_options_are_refused_before_anything_starts(wrong, tmp_path, capsys):
+    pytest.importorskip("ray")
+    assert main(["scale", "embed", "builtin", str(tmp_path), *wrong.split()]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and wrong.split()[0][2:].replace("-", "_") in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

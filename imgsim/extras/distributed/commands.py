@@ -26,13 +26,14 @@ def build(folder: str, **settings) -> str:
 
 
 def query(folder: str, photo: str, top_k: int, probes: int) -> str:
-    index, encoder = ShardedIndex(folder, probes=probes), None
-    made_with = UNKNOWN | index.manifest["encoder"]
-    if made_with["name"]:
-        from imgsim.encoder import load_encoder  # loads torch
+    from imgsim.encoder import load_encoder  # loads torch
 
-        encoder = load_encoder(made_with["name"], dtype=made_with["dtype"], pooling=made_with["pooling"])
-    if encoder is None or encoder.digest != made_with["digest"]:
+    index = ShardedIndex(folder, probes=probes)
+    made_with = UNKNOWN | index.manifest["encoder"]
+    if not made_with["name"]:
+        raise ValueError(f"The embeddings in {folder!r} came from elsewhere: no checkpoint is known for {photo}.")
+    encoder = load_encoder(made_with["name"], dtype=made_with["dtype"], pooling=made_with["pooling"])
+    if encoder.digest != made_with["digest"]:
         raise ValueError(f"The embeddings in {folder!r} were not made with {ABOUT.format_map(made_with)} as it is now.")
     result = index.search(encoder.embed([photo]), top_k)
     ids = result.ids[0][result.ids[0] >= 0]

@@ -44,6 +44,12 @@ def embed(
     images_per_second, counted from the end of the first batch on. Raises ValueError where there is nothing to embed.
     """
     need_ray()
+    whole("batch_size", batch_size, 1)
+    whole("max_bad", max_bad, 0)
+    cores = os.cpu_count() or 1
+    actors = (1 if num_gpus else cores) if concurrency is None else whole("concurrency", concurrency, 1)
+    if num_gpus < 0:
+        raise ValueError(f"num_gpus is {num_gpus}, but an actor has 0 GPUs, a part of one, or several.")
     from imgsim.encoder import load_encoder  # loads torch
 
     encoder, source = load_encoder(checkpoint, dtype=dtype), find(images, column)
@@ -55,10 +61,10 @@ def embed(
     stems, finished = stems_for(len(source), rows), target.finished(job)
     starts = [number * rows for number, stem in enumerate(stems) if stem not in finished]
     pieces = [piece for start in starts for piece in source.pieces(start, start + rows, PIECE)]
-    ended, cores = [], os.cpu_count() or 1
-    actors = concurrency or (1 if num_gpus else cores)
+    ended = []
     if pieces:
         with cluster(None if num_gpus else actors + 1) as data:
+            need_gpus(num_gpus)
             settings = source.place, source.column, encoder.processor, batch_size
             items, actor = data.from_items(pieces, override_num_blocks=len(pieces)), (encoder.origin, encoder.digest)
             pool, piecewise = data.ActorPoolStrategy(size=actors), {"batch_size": 1, "batch_format": "pyarrow"}
@@ -88,6 +94,15 @@ def embed(
     return manifest | {"images_per_second": float(speed)}
 
 
+def need_gpus(wanted: float) -> None:
+    """Raise a ValueError where Ray would wait for GPUs that never come; a cluster may still grow some."""
+    import ray
+
+    found = ray.cluster_resources().get("GPU", 0)
+    if found < wanted and not os.environ.get("RAY_ADDRESS"):
+        raise ValueError(f"num_gpus is {wanted:g}, but this machine has {found:g} GPUs that Ray can use.")
+
+
 def check_bad(images, bad: int, max_bad: int, *skipped: dict) -> None:
     if bad > max_bad:
         such = f", such as {skipped[0]['source']}: {skipped[0]['reason']}" if skipped else ""
@@ -115,11 +130,15 @@ def manifest_of(target: Shards, job: str, stems: list[str], skipped: list[dict])
 def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int | None = None) -> dict:
     """Put embeddings (n, d) from elsewhere where `embed` puts its own; returns the manifest.
 
-    ids (n,) ascend, by default from 0 to n - 1. Float16 holds numbers up to 65,504.
+    ids (n,) ascend, by default from 0 to n - 1. Raises ValueError for other ids, and for what float16 cannot hold.
     """
     ids = np.arange(len(embeddings)) if ids is None else np.asarray(ids, np.int64)
     if ids.shape != embeddings.shape[:1] or not len(ids) or ids[0] < 0 or (np.diff(ids) <= 0).any():
         raise ValueError(f"{len(embeddings)} embeddings need as many ids, whole numbers from 0 on that ascend.")
+    with np.errstate(over="ignore"):
+        halves = np.asarray(embeddings).astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise ValueError("The embeddings hold values that are not finite, or above 65,504, in float16: scale them.")
     target, rows = Shards.at(folder, "embeddings"), rows_of_shards(shard_rows, *embeddings.shape)
     digests = [blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest() for array in (embeddings, ids)]
     job, stems = short_digest(digests, rows), stems_for(len(ids), rows)
@@ -127,7 +146,7 @@ def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int |
         part = slice(number * rows, (number + 1) * rows)
         table = {
             "id": ids[part],
-            "embedding": as_lists(embeddings[part].astype(np.float16)),
+            "embedding": as_lists(halves[part]),
             "source": [""] * len(ids[part]),
         }
         write_embeddings(target, job, number, pa.table(table), [])

@@ -78,7 +78,7 @@ class Embed:
 
 
 class OpenAndEmbed(Embed):
-    """An actor that opens the images of pieces itself: on CPUs, where pixels that stay in the cache are worth more."""
+    """An actor that opens the images of pieces itself: on CPUs, moving pixels costs more than it gains."""
 
     def __init__(self, origin: tuple, digest: str, *settings):
         super().__init__(origin, digest)
