@@ -13,7 +13,7 @@ from imgsim.evaluation import normalise
 from imgsim.extras.distributed.cluster import cluster, need_ray, work
 from imgsim.extras.distributed.shards import Shards, as_lists, short_digest, vectors
 from imgsim.extras.distributed.tasks import save_part, save_signatures, spread, stem_of, write_part
-from imgsim.hashing import Projection, check_settings, code_dtype, column_sums, draw_planes
+from imgsim.hashing import Projection, check_settings, code_dtype, column_sums, draw_planes, whole
 
 SAMPLE, SAMPLED = 1 << 16, 32  # embeddings, and shards that they come from, whose mean is taken for the mean of all
 BUCKET = 16  # candidates in a bucket, where nobody says how many bits there shall be
@@ -41,6 +41,7 @@ def build(
     elif hash_size is None:
         hash_size = max(1, round(math.log2(count / BUCKET)))
     check_settings(hash_size, num_tables)
+    whole("seed", seed, 0)
     job = short_digest(version_of(source), hash_size, num_tables, seed, given)
     projection = fixed(target, job, embeddings, source, projection, (hash_size, num_tables, seed))
     top = min(hash_size, max(2, math.ceil(math.log2(count / PART))))  # bits that tell the parts of a table apart

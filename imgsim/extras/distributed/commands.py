@@ -26,12 +26,12 @@ def build(folder: str, **settings) -> str:
 
 
 def query(folder: str, photo: str, top_k: int, probes: int) -> str:
-    from imgsim.encoder import load_encoder  # loads torch
-
     index = ShardedIndex(folder, probes=probes)
     made_with = UNKNOWN | index.manifest["encoder"]
     if not made_with["name"]:
         raise ValueError(f"The embeddings in {folder!r} came from elsewhere: no checkpoint is known for {photo}.")
+    from imgsim.encoder import load_encoder  # loads torch
+
     encoder = load_encoder(made_with["name"], dtype=made_with["dtype"], pooling=made_with["pooling"])
     if encoder.digest != made_with["digest"]:
         raise ValueError(f"The embeddings in {folder!r} were not made with {ABOUT.format_map(made_with)} as it is now.")
