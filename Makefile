@@ -21,16 +21,16 @@ sweep: $(READY) ## checkpoints and hash settings side by side: FILE=params/sweep
 test: $(EXTRAS) ## everything that is promised, on two cores, without a network
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with tests/nbval.cfg tests notebooks/0[1-9]*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with tests/notebooks/nbval.cfg tests notebooks/0[1-9]*.ipynb
 
 lab: $(READY) ## JupyterLab with this environment's kernel
 	$(BIN)/jupyter lab notebooks
 
 notebooks: $(READY) ## execute the notebooks in place, to store new outputs
-	$(BIN)/python tests/refresh.py
+	$(BIN)/python scripts/refresh.py
 
 address: $(READY) ## after a change of the repository's address in pyproject.toml: write it into the notebooks
-	$(BIN)/python tests/refresh.py --address
+	$(BIN)/python scripts/refresh.py --address
 
 pins: ## compile requirements.txt and requirements-extras.txt from pyproject.toml
 	rm -rf build/pins && $(PYTHON) -m venv build/pins

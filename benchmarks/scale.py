@@ -26,21 +26,23 @@ from search import cone_mixture
 
 from imgsim.encoder import load_encoder
 from imgsim.evaluation import exact_neighbours, recall_at_k
-from imgsim.extras.distributed import ShardedIndex, build, embed, store_embeddings
-from imgsim.folders import find_images
+from imgsim.extras.scale.build import build
+from imgsim.extras.scale.embed import embed, store_embeddings
+from imgsim.extras.scale.index import ShardedIndex
 from imgsim.index import BuildLSHTable
+from imgsim.sources.folder import find_images
 
 ONE_QUERY = """
 import json, os, sys, time
 from pathlib import Path
 import numpy as np
 from imgsim.index import BuildLSHTable
-from imgsim.extras.distributed import ShardedIndex
+from imgsim.extras.scale.index import ShardedIndex
 how, folder, queries, rerank = sys.argv[1:]
 queries, rerank = np.load(queries), int(rerank)
 tiny = BuildLSHTable(hash_size=4).build_from_embeddings(queries)  # what has to be compiled, is
 if how == "parquet":
-    from imgsim.kernels import nearest_codes
+    from imgsim.search.kernels import nearest_codes
     nearest_codes(tiny.projection.margins(queries[:1]), 2)
 for root, _, names in os.walk(folder) if sys.argv[1] != "warm" else ():
     for name in names:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 _HOMES = {
     "load_images": "images",
-    "open_image": "opening",
+    "open_image": "sources.decode",
     "candidates_and_queries": "images",
     "load_encoder": "encoder",
     "Encoder": "encoder",
@@ -20,8 +20,8 @@ _HOMES = {
     "LSH": "tables",
     "compute_hash": "index",
     "BuildLSHTable": "index",
-    "Matches": "search",
-    "SearchResult": "search",
+    "Matches": "search.candidates",
+    "SearchResult": "search.candidates",
     "visualize_lsh": "figures",
     "plot_images": "figures",
 }

@@ -23,12 +23,12 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModel
 
-from imgsim.engine import OnnxModel, is_onnx, onnx_processor, read_settings
 from imgsim.images import fingerprint
-from imgsim.opening import open_image
-from imgsim.pooling import Pooled
-from imgsim.processors import read_processor
-from imgsim.store import UNTRAINED, cache_folder, first_line, locate, write_whole
+from imgsim.models.loading import read_processor
+from imgsim.models.onnx import OnnxModel, is_onnx, onnx_processor, read_settings
+from imgsim.models.pooling import Pooled
+from imgsim.sources.cache import UNTRAINED, cache_folder, first_line, locate, write_whole
+from imgsim.sources.decode import open_image
 
 PROCESS = os.getpid()
 DTYPES = ("float32", "bfloat16", "float16")

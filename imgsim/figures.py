@@ -13,7 +13,7 @@ import PIL.ImageOps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imgsim.opening import open_image
+from imgsim.sources.decode import open_image
 
 INK, QUIET, RIGHT, WRONG = "#1f2933", "#8a94a0", "#2a7d4f", "#b5442e"
 STYLE = {

@@ -10,11 +10,11 @@ from urllib.parse import parse_qsl, urlencode
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
-from imgsim import leaves
-from imgsim.folders import SPLIT_NAMES, load_folder
-from imgsim.hub import as_numbers, load_parquet
-from imgsim.opening import VERSION, reason
-from imgsim.store import cache_folder, locate
+from imgsim.sources import builtin as leaves
+from imgsim.sources.cache import cache_folder, locate
+from imgsim.sources.decode import VERSION, reason
+from imgsim.sources.folder import SPLIT_NAMES, load_folder
+from imgsim.sources.parquet import as_numbers, load_parquet
 
 OPTIONS = ("config", "split", "image", "label")
 

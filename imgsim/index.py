@@ -13,11 +13,11 @@ from datasets import Dataset, IterableDataset
 
 from imgsim.evaluation import normalise
 from imgsim.hashing import Projection, check_settings, code_dtype, whole
-from imgsim.hub import embed_stream
 from imgsim.images import labels_of
-from imgsim.kernels import search_block
-from imgsim.search import Candidates, Matches, SearchResult
-from imgsim.store import read_arrays, write_arrays
+from imgsim.search.candidates import Candidates, Matches, SearchResult
+from imgsim.search.kernels import search_block
+from imgsim.sources.cache import read_arrays, write_arrays
+from imgsim.sources.parquet import embed_stream
 from imgsim.tables import LSH
 
 SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "seed", "probes", "rerank")
@@ -167,7 +167,7 @@ class BuildLSHTable:
 
     def tune(self, embeddings, recall: float = 0.9, top_k: int = 10):
         """Find the cheapest settings that reach a recall on queries (m, d); see tuning.tune."""
-        from imgsim.tuning import tune
+        from imgsim.extras.tuning import tune
 
         return tune(self, embeddings, recall, top_k)
 

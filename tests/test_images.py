@@ -7,9 +7,10 @@ import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from imgsim import candidates_and_queries, leaves, load_images
+from imgsim import candidates_and_queries, load_images
 from imgsim.images import fingerprint, labels_of
-from imgsim.opening import defect
+from imgsim.sources import builtin as leaves
+from imgsim.sources.decode import defect
 
 
 @pytest.fixture
@@ -191,7 +192,7 @@ def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, dra
         checked.append(path.name)
         return defect(path)
 
-    monkeypatch.setattr("imgsim.folders.defect", note)
+    monkeypatch.setattr("imgsim.sources.folder.defect", note)
     for expected in (["1.png", "2.png", "3.png", "4.png"], ["4.png"]):  # what was broken may have been mended
         checked.clear()
         assert len(load_images(folder)["train"]) == 3 and sorted(checked) == expected

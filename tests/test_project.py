@@ -14,8 +14,8 @@ from baseline import BAND, SAME, compare
 from packaging.requirements import Requirement
 from refresh import WIDGET, address, readdress, rewrite
 
-from imgsim.extras.points import read_points
-from imgsim.runs import DEFAULTS, check, read_params
+from imgsim.extras.runs.runner import DEFAULTS, check, read_params
+from imgsim.extras.sweeps.points import read_points
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = [
@@ -92,7 +92,12 @@ def test_notebooks_are_kept_clean(tmp_path):
 def test_baseline_tells_what_has_left_its_band(tmp_path):
     metrics = dict.fromkeys(SAME, 100) | dict.fromkeys(BAND, 0.5)
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    command = [sys.executable, ROOT / "tests" / "baseline.py", tmp_path / "metrics.json", tmp_path / "kept" / "b.json"]
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "baseline.py",
+        tmp_path / "metrics.json",
+        tmp_path / "kept" / "b.json",
+    ]
     assert [subprocess.run(command, capture_output=True).returncode for _ in range(2)] == [0, 0]
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"recall_at_10": 0.4}))
     assert subprocess.run(command, capture_output=True).returncode == 1

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from imgsim import candidates_and_queries, load_encoder, load_images
-from imgsim.assess import assess
 from imgsim.evaluation import exact_neighbours, label_precision
+from imgsim.extras.runs.assess import assess
 from imgsim.images import labels_of
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imgsim.extras.kept import pinned, read_run
+from imgsim.extras.runs.saved import pinned, read_run
 from imgsim.images import candidates_and_queries, load_images
 from imgsim.index import BuildLSHTable
-from imgsim.opening import open_image
+from imgsim.sources.decode import open_image
 
 LARGEST = "30mb"  # of an upload
 START = "Give it an image: drop a file, paste one, or take an example."
@@ -46,7 +46,7 @@ class Answers:
         self.title = " · ".join(Path(settings[name]).name for name in ("dataset", "checkpoint"))
         self.texts = None
         if encoder.pooling == "joint space":  # a dual encoder: words find images, too
-            from imgsim.extras.modalities import TextEncoder
+            from imgsim.extras.modalities.encoders import TextEncoder
 
             self.texts = TextEncoder(encoder)
 

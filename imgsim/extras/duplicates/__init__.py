@@ -1,0 +1,1 @@
+"""Near-duplicates in a folder of images."""

@@ -1,0 +1,1 @@
+"""Text and sound beside images."""

@@ -1,0 +1,128 @@
+"""Captions of drawn leaves, made of what was drawn, in words that vary.
+
+What a caption says is a dict of facts, aspect -> meaning: {"condition": "many rust spots", "background": "soil"}.
+A fact leaves out what lies between two meanings: a leaf of middling brightness is neither dark nor pale.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Image
+
+from imgsim.sources.builtin import CLASSES, SPLITS, Traits, draw_traits
+
+
+def _sick(label, low=0.0, high=1.0):
+    return lambda traits: traits.label == label and low <= traits.severity <= high
+
+
+def _between(name, low, high):
+    return lambda traits: low <= getattr(traits, name) <= high
+
+
+def _tip(degrees):
+    return lambda traits: abs((traits.angle - degrees + 180) % 360 - 180) < 30
+
+
+def _behind(name):
+    return lambda traits: traits.background == name
+
+
+# Aspect -> meaning -> whether it is true of a leaf, and the words for it.
+MEANINGS = {
+    "condition": {
+        "healthy": (_sick("healthy"), ("that is healthy", "without spots", "without any disease", "in good health")),
+        "rust": (_sick("bean_rust"), ("with rust", "with rust spots", "with bean rust")),
+        "few rust spots": (_sick("bean_rust", 0.3, 0.6), ("with few rust spots", "with a little rust")),
+        "many rust spots": (_sick("bean_rust", 0.7), ("with many rust spots", "full of rust", "covered in rust")),
+        "patches": (_sick("angular_leaf_spot"), ("with brown patches", "with angular spots")),
+        "few patches": (_sick("angular_leaf_spot", 0.3, 0.6), ("with few brown patches", "with few angular spots")),
+        "many patches": (_sick("angular_leaf_spot", 0.7), ("with many brown patches", "with many angular spots")),
+    },
+    "shade": {
+        "dark": (_between("lightness", 0, 0.53), ("dark", "dim")),
+        "pale": (_between("lightness", 0.62, 1), ("pale", "bright")),
+    },
+    "hue": {
+        "yellowish": (_between("hue", 0, 0.25), ("yellowish", "yellow-green")),
+        "bluish": (_between("hue", 0.3, 1), ("bluish", "blue-green")),
+    },
+    "colour": {
+        "dull": (_between("saturation", 0, 0.48), ("dull", "greyish")),
+        "vivid": (_between("saturation", 0.65, 2), ("vivid", "colourful")),
+    },
+    "background": {
+        "soil": (_behind("soil"), ("on soil", "on bare earth")),
+        "straw": (_behind("straw"), ("on straw", "on dry stalks")),
+        "foliage": (_behind("foliage"), ("among other leaves", "in dense foliage")),
+        "stone": (_behind("stone"), ("on stone", "on a grey stone")),
+        "paper": (_behind("paper"), ("on paper", "on white paper")),
+        "sky": (_behind("sky"), ("against the sky", "before a blue sky")),
+    },
+    "distance": {
+        "close": (_between("scale", 1.15, 2), ("seen close up", "filling the frame")),
+        "far": (_between("scale", 0, 0.9), ("seen from afar", "seen whole")),
+    },
+    "light": {
+        "sun": (_between("contrast", 0.7, 1), ("in full sun", "in hard light")),
+        "overcast": (_between("contrast", 0, 0.3), ("on a grey day", "in soft light")),
+    },
+    "pose": {
+        "up": (_tip(0), ("pointing up",)),
+        "left": (_tip(-90), ("pointing left",)),
+        "right": (_tip(90), ("pointing right",)),
+    },
+}
+ADJECTIVES = ("shade", "hue", "colour")
+LEAVES = ("leaf", "bean leaf", "leaf of a bean")
+OPENINGS = ("", "a photo of ", "this is ", "here is ")
+
+
+def traits_of(images: Dataset, seed: int = 0) -> list[Traits]:
+    """What `leaves.draw_folder` drew with this seed, from the names of its files: bean_rust_train.12.jpg."""
+    traits = []
+    for image in images.cast_column("image", Image(decode=False))["image"]:
+        name, number = Path(image["path"]).stem.split(".")
+        label, split = name.rsplit("_", 1)
+        i = int(number) * len(CLASSES) + CLASSES.index(label)
+        traits.append(draw_traits(label, np.random.default_rng([seed, list(SPLITS).index(split), i])))
+    return traits
+
+
+def facts_of(traits: Traits, rng=None) -> dict[str, str]:
+    """What is true of a leaf; with a generator a random part of it, as somebody would say who looks at it."""
+    facts = {}
+    for aspect, meanings in MEANINGS.items():
+        true = [meaning for meaning, (holds, _) in meanings.items() if holds(traits)]
+        if true and (rng is None or rng.random() < 0.5):
+            facts[aspect] = true[-1] if rng is None else true[rng.integers(len(true))]
+    return facts
+
+
+def fits(facts: dict[str, str], traits: Traits) -> bool:
+    """Whether everything that a caption says is true of a leaf."""
+    return all(MEANINGS[aspect][meaning][0](traits) for aspect, meaning in facts.items())
+
+
+def caption(facts: dict[str, str], rng) -> str:
+    """Facts in words: "a dark bean leaf with many rust spots on soil"."""
+
+    def word(choices):
+        return choices[rng.integers(len(choices))]
+
+    said = {aspect: word(MEANINGS[aspect][meaning][1]) for aspect, meaning in facts.items()}
+    adjectives = [said.pop(aspect) for aspect in ADJECTIVES if aspect in said]
+    rest = list(said.values())
+    rng.shuffle(adjectives), rng.shuffle(rest)
+    return word(OPENINGS) + " ".join(["a", *adjectives, word(LEAVES), *rest])
+
+
+def unseen(count: int = 20, seed: int = 0) -> list[dict[str, str]]:
+    """Combinations of a condition, an adjective and a common background that no training caption says: the test."""
+    adjectives = [(aspect, meaning) for aspect in ADJECTIVES for meaning in MEANINGS[aspect]]
+    every = list(product(MEANINGS["condition"], adjectives, ("soil", "straw", "foliage")))
+    chosen = np.random.default_rng(seed).permutation(len(every))[:count]
+    return [{"condition": every[i][0], every[i][1][0]: every[i][1][1], "background": every[i][2]} for i in chosen]

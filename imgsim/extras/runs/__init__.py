@@ -1,0 +1,1 @@
+"""Papermill runs of the notebooks: settings, one run, its report, and what can be done with it afterwards."""

@@ -1,0 +1,33 @@
+"""What is a checkpoint worth? Its embeddings measured beside its untrained self and beside plain pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from imgsim.encoder import load_encoder
+from imgsim.evaluation import exact_neighbours, label_precision, participation_ratio
+from imgsim.images import candidates_and_queries, labels_of, load_images
+from imgsim.sources.cache import UNTRAINED
+from imgsim.sources.decode import open_image
+
+PIXELS = 16  # images shrunk to 16 x 16 RGB: what colour and layout alone tell
+
+
+def shrink(images) -> np.ndarray:
+    """Images as plain rows (n, 768) of pixels."""
+    return np.stack([np.asarray(open_image(image).resize((PIXELS, PIXELS))).ravel() for image in images["image"]])
+
+
+def assess(dataset: str = "builtin", checkpoint: str = "builtin") -> str:
+    """Exact label precision at 5 and participation ratio of a checkpoint on a data set, as a small table."""
+    candidates, queries = candidates_and_queries(load_images(dataset))
+    trained = load_encoder(checkpoint)
+    untrained = load_encoder(UNTRAINED + checkpoint)
+    lines = [f"{'':24}{'precision@5':>12}{'participation ratio':>21}"]
+    for name, embed in (("checkpoint", trained.embed), ("the same, untrained", untrained.embed), ("pixels", shrink)):
+        rows = embed(candidates)
+        nearest, _ = exact_neighbours(embed(queries), rows, 5)
+        precision = label_precision(nearest, labels_of(candidates), labels_of(queries))
+        shown = "no labels" if precision is None else f"{precision:.3f}"
+        lines.append(f"{name:24}{shown:>12}{participation_ratio(rows):21.1f}")
+    return "\n".join(lines)

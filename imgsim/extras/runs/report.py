@@ -1,0 +1,39 @@
+"""Executed notebooks as one HTML page that needs neither Jupyter nor a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+
+from imgsim.sources.cache import write_whole
+
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
+BADGE = re.compile(r"^\[!\[.*\n?", re.MULTILINE)
+LINK = re.compile(r"\[([^\]]+)\]\(\d\d_\w+\.ipynb\)")  # to another notebook: here it is the same page
+
+
+def as_mathml(match: re.Match) -> str:
+    """One formula between dollar signs as MathML, which browsers draw by themselves."""
+    block, inline = match.groups()
+    return convert(block or inline, display="block" if block else "inline")
+
+
+def write_report(notebooks: Sequence[Path], target: Path) -> None:
+    """Write the story that executed notebooks tell, formulas and pictures included, as one page."""
+    parts = [nbformat.read(path, as_version=4) for path in notebooks]
+    page = parts[0]
+    page.cells = [cell for part in parts for cell in part.cells if "bootstrap" not in cell.metadata.get("tags", [])]
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FORMULA.sub(as_mathml, LINK.sub(r"\1", BADGE.sub("", cell.source)))
+        else:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # progress bars
+    exporter = HTMLExporter(exclude_anchor_links=True, mathjax_url="", require_js_url="")
+    html, _ = exporter.from_notebook_node(page, resources={"metadata": {"name": f"imgsim: {target.parent.name}"}})
+    with write_whole(target) as beside:
+        beside.write_text(html, encoding="utf-8")

@@ -1,0 +1,47 @@
+"""The steps of `python -m imgsim scale`, each with what it says at the end."""
+
+from __future__ import annotations
+
+from imgsim.extras.scale import build as building
+from imgsim.extras.scale import embed as embedding
+from imgsim.extras.scale.index import ShardedIndex
+from imgsim.extras.scale.shards import Shards
+from imgsim.index import ABOUT, UNKNOWN
+
+
+def embed(images: str, folder: str, **settings) -> str:
+    manifest = embedding.embed(images, folder, **settings)
+    lines = [
+        f"{manifest['count']:,} embeddings in {len(manifest['files'])} shards: {Shards.at(folder, 'embeddings').path}"
+    ]
+    if skipped := manifest["skipped"]:
+        lines.append(f"{len(skipped):,} images were left out, such as {skipped[0]['source']}: {skipped[0]['reason']}")
+    return "\n".join(lines)
+
+
+def build(folder: str, **settings) -> str:
+    manifest = building.build(folder, **settings)
+    tables = f"{manifest['num_tables']} tables of {manifest['hash_size']} bits"
+    size = sum(file["bytes"] for file in manifest["files"]) / manifest["count"]
+    return f"{tables} for {manifest['count']:,} images, {size:.0f} bytes an image: {Shards.at(folder, 'index').path}"
+
+
+def query(folder: str, photo: str, top_k: int, probes: int) -> str:
+    index = ShardedIndex(folder, probes=probes)
+    made_with = UNKNOWN | index.manifest["encoder"]
+    if not made_with["name"]:
+        raise ValueError(f"The embeddings in {folder!r} came from elsewhere: no checkpoint is known for {photo}.")
+    from imgsim.encoder import load_encoder  # loads torch
+
+    encoder = load_encoder(made_with["name"], dtype=made_with["dtype"], pooling=made_with["pooling"])
+    if encoder.digest != made_with["digest"]:
+        raise ValueError(f"The embeddings in {folder!r} were not made with {ABOUT.format_map(made_with)} as it is now.")
+    result = index.search(encoder.embed([photo]), top_k)
+    ids = result.ids[0][result.ids[0] >= 0]
+    rows = zip(result.cosines[0], ids, index.sources(ids), strict=False)
+    head = f"{result.candidates_seen[0]:,} of {len(index):,} candidates seen; cosine, id, image:"
+    return "\n".join([head, *(f"{cosine:.3f}  {id:>8}  {source}" for cosine, id, source in rows)])
+
+
+def export(folder: str, target: str) -> str:
+    return f"BuildLSHTable.load({str(ShardedIndex(folder).export(target))!r}, mapped=True) opens it"

@@ -1,0 +1,1 @@
+"""Many settings side by side, and which of them to choose."""

@@ -1,0 +1,1 @@
+"""Many families of vision models behind one door: loading, pooling, batches, ONNX."""

@@ -1,0 +1,138 @@
+"""From a vision model's outputs to one row an image: which model, which of its outputs, pooled how."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import MODEL_MAPPING, PreTrainedModel
+
+from imgsim.sources.cache import first_line
+
+POOLINGS = {
+    "class token": "the first output token, into which a transformer gathers the whole image",
+    "pooler": "the model's own pooled output",
+    "mean": "the average over the image: of the patches' tokens, or of each channel's map",
+    "joint space": "where a dual encoder puts images (or sounds) and texts side by side",
+}
+PREFIX = ("cls_token", "class_embedding", "distillation_token", "register_tokens")  # these stand before the patches
+
+
+def model_type(model: torch.nn.Module) -> str:
+    """The name that transformers gives this architecture, else the module's class."""
+    return getattr(getattr(model, "config", model), "model_type", type(model).__name__)
+
+
+def show_all(sequence: torch.Tensor, noise=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ViTMAE's masking with nothing masked: all patches in their order, none marked, no shuffle to undo."""
+    order = torch.arange(sequence.shape[1], device=sequence.device).expand(sequence.shape[:2])
+    return sequence, torch.zeros_like(order), order
+
+
+def backbone(model: torch.nn.Module) -> torch.nn.Module:
+    """The part that sees: a head (of a classifier, say) is left behind, and a masked autoencoder masks nothing."""
+    if isinstance(model, PreTrainedModel) and MODEL_MAPPING.get(type(model.config), None) is not type(model):
+        model = model.base_model  # not always: DINOv3's bare model calls a part of itself its base
+    if hasattr(getattr(model, "embeddings", None), "random_masking"):
+        model = copy.deepcopy(model)  # whoever gave it may go on training it, with masks
+        model.embeddings.random_masking = show_all
+    return model
+
+
+def to_joint_space(model: torch.nn.Module):
+    """A dual encoder's way from images (CLIP, SigLIP) or sounds (CLAP) to its joint space; None for other models."""
+    return getattr(model, "get_image_features", None) or getattr(model, "get_audio_features", None)
+
+
+def prefix_tokens(model: torch.nn.Module) -> int:
+    """How many output tokens come before those of the patches."""
+    tokens = (weights for name, weights in model.named_parameters() if name.endswith(PREFIX))
+    return sum(weights.numel() // weights.shape[-1] for weights in tokens)
+
+
+def choose(model: torch.nn.Module, outputs) -> str:
+    """The pooling that suits a model, by its parts and outputs.
+
+    Rows stay as they are, and a dual encoder (CLIP, SigLIP) has its joint space. Else it is the model's own
+    pooled output (an average over the image for ConvNeXT, RegNet, ResNet, MobileNet, Swin and, with a trained
+    normalisation, BEiT; the normalised class token for DINOv2, DINOv3 and CLIP's tower; an attention for
+    SigLIP's), unless a dense layer makes it: that one is trained, if at all, for another task, and checkpoints
+    of classifiers lack it (ViT, DeiT). Then it is the class token, and without one (I-JEPA, SegFormer) the mean.
+    """
+    if isinstance(outputs, torch.Tensor) and outputs.ndim == 2:
+        return "rows"
+    pooler = getattr(model, "pooler", None) or torch.nn.Identity()
+    dense = any(isinstance(layer, torch.nn.Linear) for layer in pooler.modules())
+    for pooling in (
+        ("joint space",)
+        if to_joint_space(model)
+        else ("class token", "mean")
+        if dense
+        else ("pooler", "class token", "mean")
+    ):
+        if offers(model, outputs, pooling):
+            return pooling
+    raise ValueError(f"A model of type {model_type(model)!r} gives no output that stands for a whole image.")
+
+
+def offers(model: torch.nn.Module, outputs, pooling: str) -> bool:
+    """Whether these outputs can be pooled in this way."""
+    if pooling in ("pooler", "joint space"):
+        pooled = isinstance(getattr(outputs, "pooler_output", None), torch.Tensor)
+        return pooled and (pooling == "pooler" or to_joint_space(model) is not None)
+    hidden = getattr(outputs, "last_hidden_state", None)
+    # The outputs of a decoder (DETR) are tokens of things that it found, not of places in the image.
+    if hidden is None or hasattr(outputs, "encoder_last_hidden_state"):
+        return False
+    return hidden.ndim == 3 and prefix_tokens(model) > 0 if pooling == "class token" else hidden.ndim in (3, 4)
+
+
+class Pooled(torch.nn.Module):
+    """A vision model and its pooling as one module: pixels (b, 3, h, w) in, rows (b, d) out.
+
+    pooling: one of POOLINGS, or None to `choose` at the first look at an image.
+    """
+
+    def __init__(self, model: torch.nn.Module, pooling: str | None = None):
+        if pooling not in (None, "rows", *POOLINGS):
+            raise ValueError(f"There is no pooling {pooling!r}; there are {', '.join(map(repr, POOLINGS))}.")
+        super().__init__()
+        self.model = backbone(model)
+        self.pooling = pooling
+
+    def settle(self, pixels: torch.Tensor) -> int:
+        """Settle the pooling by a real pass over two copies of an image (2, 3, h, w); returns the rows' length.
+
+        Raises ValueError for a model that does not give each image one row, the same for the same image.
+        """
+        kind = model_type(self.model)
+        try:
+            outputs = self.outputs(pixels)
+        except Exception as error:  # whatever a model of something else than images raises
+            raise ValueError(f"A model of type {kind!r} cannot embed images: {first_line(error)}") from error
+        chosen = choose(self.model, outputs)
+        if self.pooling not in (None, chosen) and (chosen == "rows" or not offers(self.model, outputs, self.pooling)):
+            raise ValueError(f"A model of type {kind!r} cannot be pooled by {self.pooling!r}, but by {chosen!r}.")
+        self.pooling = self.pooling or chosen
+        rows = self.pool(outputs)
+        if rows.ndim != 2 or len(rows) != 2 or not torch.allclose(*rows.float(), rtol=1e-2, atol=1e-3):
+            raise ValueError(f"A model of type {kind!r} does not give one image the same row of numbers twice.")
+        return rows.shape[1]
+
+    def outputs(self, pixels: torch.Tensor):
+        """What the model says to pixels (b, 3, h, w)."""
+        return (to_joint_space(self.model) or self.model)(pixels)
+
+    def pool(self, outputs) -> torch.Tensor:
+        """One row an image, (b, d)."""
+        if isinstance(outputs, torch.Tensor):
+            return outputs
+        hidden = outputs.last_hidden_state
+        if self.pooling == "class token":
+            return hidden[:, 0]
+        if self.pooling == "mean":
+            return hidden[:, prefix_tokens(self.model) :].mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))
+        return outputs.pooler_output.flatten(1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.outputs(pixels))

@@ -1,0 +1,1 @@
+"""Where images and files come from: built-in leaves, folders, Parquet, the Hub; and the cache they are kept in."""

@@ -1,0 +1,259 @@
+"""Whole runs through the command line, at toy scale: what they leave behind, and what they refuse."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from imgsim.encoder import load_encoder
+from imgsim.extras.cli import main
+from imgsim.extras.runs.runner import DEFAULTS, NOTEBOOKS, ROOT, check, read_params, replacing, run_name
+from imgsim.images import load_images
+from imgsim.index import BuildLSHTable
+
+KEYS = {
+    *("schema", "dataset", "checkpoint", "dim", "hash_size", "num_tables", "probes", "seed", "dtype"),
+    *("candidates", "queries"),
+    *("exact_label_precision_at_5", "label_precision_at_5", "recall_at_10", "candidate_fraction", "compared_fraction"),
+    *("participation_ratio", "embed_images_per_second", "build_seconds", "query_ms"),
+}
+TIMES = {"embed_images_per_second", "build_seconds", "query_ms"}
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory, image_folder, checkpoint):
+    """A run from the command line, with settings none of which is a default."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    options = ["run", "--dataset", str(image_folder), "--checkpoint", str(checkpoint), "--output", str(folder)]
+    assert main([*options, "--params", str(ROOT / "params" / "ci.yaml"), "--num-tables", "3"]) == 0
+    return folder
+
+
+def metrics_of(folder) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_run_leaves_everything_it_promises(toy_run):
+    folder = toy_run
+    expected = {f"{name}.ipynb" for name in NOTEBOOKS} | {"report.html", "figures", "index"}
+    assert {path.name for path in folder.iterdir()} == expected | {"run.json", "metrics.json", "images.json"}
+    assert not any(path.name.startswith(folder.name + ".") for path in folder.parent.iterdir())
+    settings = json.loads((folder / "run.json").read_text())["settings"]
+    assert settings["hash_size"] == 6 and settings["num_tables"] == 3  # from the file; from the option before it
+    made_with = json.loads((folder / "index" / "manifest.json").read_text())["encoder"]
+    assert (made_with["pooling"], made_with["dtype"]) == ("class token", "bfloat16")
+
+
+def test_metrics_hold_every_key(toy_run):
+    metrics = metrics_of(toy_run)
+    assert set(metrics) == KEYS and metrics["schema"] == 1
+    assert (metrics["candidates"], metrics["queries"], metrics["hash_size"], metrics["num_tables"]) == (24, 9, 6, 3)
+    assert all(metrics[key] > 0 for key in TIMES)
+
+
+def test_run_json_holds_all_that_decides_a_result(toy_run):
+    content = json.loads((toy_run / "run.json").read_text())
+    assert set(content["digests"]) == {"candidates", "queries", "checkpoint", "index"}
+    assert {"planes", "mean", "signatures"} < set(content["digests"]["index"])
+    assert {"versions", "machine", "code", "commit", "changed"} == set(content["environment"])
+
+
+def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, capsys):
+    assert main(["repeat", str(toy_run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.split()[0] for line in lines if line.endswith(" identical")}
+    assert told == KEYS - TIMES - {"dataset", "checkpoint"}
+    assert "Changed: nothing." in lines and lines[-1] == "Identical: every metric came out the same."
+
+
+def test_repeat_says_what_differs_when_an_image_and_a_weight_have_changed(toy_run, tmp_path, checkpoint, draw, capsys):
+    content, run = json.loads((toy_run / "run.json").read_text()), tmp_path / "run"
+    run.mkdir()
+    shutil.copy(toy_run / "metrics.json", run)
+    for kind in ("dataset", "checkpoint"):
+        shutil.copytree(content["settings"][kind], tmp_path / kind)
+        content["settings"][kind] = str(tmp_path / kind)
+    (run / "run.json").write_text(json.dumps(content))
+    draw(99).save(next((tmp_path / "dataset" / "train" / "blue").iterdir()))
+    weights = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    weights["vit.layernorm.weight"][0] += 0.5
+    save_file(weights, tmp_path / "checkpoint" / "model.safetensors", metadata={"format": "pt"})
+    assert main(["repeat", str(run)]) == 1
+    *_, unchanged, changed, verdict = capsys.readouterr().out.splitlines()
+    assert changed == "Changed: checkpoint, images of the candidates, projection, index."
+    assert "images of the queries" in unchanged and "code" in unchanged and "participation_ratio" in verdict
+
+
+def test_query_prints_a_ranked_table_and_draws_it(toy_run, image_folder, checkpoint, capsys):
+    photo = next((image_folder / "test" / "red").iterdir())
+    assert main(["query", str(toy_run), str(photo), "--top-k", "4"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    encoder = load_encoder(checkpoint, dtype="bfloat16")  # as params/ci.yaml says
+    matches = BuildLSHTable.load(toy_run / "index", encoder).query(photo, top_k=4, verbose=False)
+    assert [float(line.split()[2]) for line in table[1:]] == pytest.approx(matches.cosine.tolist(), abs=6e-4)
+    candidates = load_images(image_folder)["train"]
+    assert [line.split()[-1] for line in table[1:]] == [candidates["image_file_path"][i] for i in matches.ids]
+    target = toy_run / "figures" / f"query-{photo.stem}.png"
+    assert last == f"Picture: {target}" and Image.open(target).width > 500
+
+
+def test_query_refuses_in_one_sentence(toy_run, image_folder, tmp_path, capsys):
+    photo = next((image_folder / "test" / "red").iterdir())
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    content = json.loads((toy_run / "run.json").read_text())
+    other, bare = tmp_path / "other", tmp_path / "bare"
+    shutil.copytree(toy_run, other)
+    content["settings"]["checkpoint"] = "untrained:" + content["settings"]["checkpoint"]
+    (other / "run.json").write_text(json.dumps(content))
+    bare.mkdir()
+    shutil.copy(toy_run / "run.json", bare)
+    for arguments, named in (
+        ([str(tmp_path), str(photo)], "run.json"),
+        ([str(bare), str(photo)], "holds no index"),
+        ([str(toy_run), "/nowhere.jpg"], "/nowhere.jpg"),
+        ([str(toy_run), str(tmp_path / "broken.jpg")], "broken.jpg"),
+        ([str(toy_run), str(photo), "--top-k", "0"], "top_k is 0"),
+        ([str(other), str(photo)], "was made with the checkpoint"),
+    ):
+        assert main(["query", *arguments]) == 1
+        message = capsys.readouterr().err.strip()
+        assert message.startswith("error: ") and named in message and "\n" not in message
+
+
+def test_plain_papermill_from_another_folder_gives_what_run_gives(toy_run, image_folder, checkpoint, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "photos")
+    shutil.copytree(checkpoint, tmp_path / "075")
+    settings = "dataset: photos\nhash_size: 6\nnum_tables: 3\nprobes: 2\nseed: 3\ndtype: bfloat16\n"
+    (tmp_path / "params.yaml").write_text(settings)
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "04_inference.ipynb"), "out.ipynb"]
+    command += ["-f", "params.yaml", "-p", "output", "results", "-r", "checkpoint", "075"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    again, before = metrics_of(tmp_path / "results"), metrics_of(toy_run)
+    assert again["checkpoint"] == "075"
+    for name in KEYS - TIMES - {"dataset", "checkpoint"}:
+        assert again[name] == before[name], name
+
+
+def test_report_is_one_page_that_needs_no_network(toy_run):
+    page = (toy_run / "report.html").read_text(encoding="utf-8")
+    assert "<math" in page and "$p^k$" not in page and page.count("data:image/png;base64,") >= 15
+    assert 'src="http' not in page and "colab-badge" not in page
+    for title in ("Embeddings", "Hashing", "Tables", "Inference"):
+        assert title in page
+
+
+def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, image_folder, checkpoint, capsys):
+    folder, broken = tmp_path / "run", tmp_path / "broken"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    shutil.copytree(checkpoint, broken)
+    (broken / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:1000])
+    code = main(["run", "--dataset", str(image_folder), "--checkpoint", str(broken), "--output", str(folder)])
+    assert code == 1 and [path.name for path in folder.iterdir()] == ["run.json"]
+    assert "cannot be loaded as a vision model" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "run.failed" / "01_embeddings.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--dataset", "/nowhere/photos"], "/nowhere/photos"),
+        (["--dataset", "EMPTY"], "EMPTY"),
+        (["--dataset", "LONELY"], "at least two images"),
+        (["--checkpoint", "EMPTY"], "EMPTY"),
+        (["--checkpoint", "nobody/nothing"], "builtin"),
+        (["--dataset", "nobody/nothing"], "builtin"),
+        (["--hash-size", "0"], "hash_size is 0"),
+        (["--hash-size", "65"], "hash_size is 65"),
+        (["--num-tables", "0"], "num_tables is 0"),
+        (["--top-k", "0"], "top_k is 0"),
+        (["--dtype", "float17"], "float17"),
+        (["--params", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["--params", "MISSPELT"], "hash_sise"),
+        (["--params", "WRONG"], "hash_size"),
+        (["--split", "test"], "built-in"),
+        (["--dataset", "LONELY", "--split", "test"], "no split 'test', only train"),
+        (["--dataset", "LONELY", "--revision", "v1"], "no revisions"),
+        (["--dataset", "LONELY", "--label-column", "species"], "no columns"),
+        (["--dataset", "nobody/nothing?split=test", "--split", "train"], "already"),
+        (["--dataset", "nobody/nothing?colour=red"], "image=..."),
+        (["--params", "TWICE"], "seed stands there twice"),
+        (["--checkpoint", ""], "checkpoint is empty"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_is_written(options, named, tmp_path, draw, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "LONELY").mkdir()
+    draw(0).save(tmp_path / "LONELY" / "only.png")
+    (tmp_path / "MISSPELT").write_text("hash_sise: 8\n")
+    (tmp_path / "TWICE").write_text("seed: 8\nseed: 9\n")
+    (tmp_path / "WRONG").write_text("hash_size: '8'\n")
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    assert main(["run", *options, "--output", str(tmp_path / "out")]) == 1
+    assert time.monotonic() - start < 10  # also where the Hub cannot be reached
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("error: ") and named in message and "\n" not in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [["--hash-sise", "8"], ["--hash-size", "eight"], ["--hash", "8"]])
+def test_unknown_options_are_one_sentence_too(options, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["run", *options])
+    message = capsys.readouterr().err.strip()
+    assert caught.value.code == 2 and message.startswith("error: ") and "\n" not in message
+
+
+def test_options_of_a_data_set_become_part_of_its_name(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("imgsim.extras.cli.run", lambda settings, output: asked.append(settings["dataset"]) or tmp_path)
+    params = tmp_path / "params.yaml"
+    params.write_text("dataset: owner/name\n")
+    options = ["--revision", "v1", "--split", "train", "--image-column", "img", "--label-column", "species"]
+    assert main(["run", "--params", str(params), *options]) == 0
+    assert main(["run", "--params", str(params)]) == 0
+    assert asked == ["owner/name@v1?split=train&image=img&label=species", "owner/name"]
+
+
+def test_runs_that_differ_have_folders_that_differ():
+    base = {"checkpoint": "/photos/vit", "dataset": "/a/beans"}
+    others = ({"dtype": "bfloat16"}, {"checkpoint": "untrained:/photos/vit"}, {"dataset": "/a/beans?split=test"})
+    others += ({"probes": 3}, {"seed": 1}, {"hash_size": 9}, {"num_tables": 9})
+    names = [run_name(check(base | other)) for other in ({}, *others)]
+    assert names[0] == "beans-vit-k8-L10-p8-seed0" and names[2] == "beans-untrained-vit-k8-L10-p8-seed0"
+    assert len(set(names)) == len(names) and not any(set(name) & set("/?=:") for name in names)
+
+
+def test_checkpoint_called_075_stays_text(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text("checkpoint: 075\nseed: 7\n")
+    assert read_params(params) == {"checkpoint": "075", "seed": 7}
+    assert run_name(check({"checkpoint": "075"})) == "builtin-075-k8-L10-p8-seed0"
+    with pytest.raises(ValueError, match="checkpoint must be text, not 75"):
+        check({"checkpoint": 75})
+    assert set(check({})) == set(DEFAULTS)
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(ValueError, match="other files"), replacing(tmp_path):
+        pass
+    assert (tmp_path / "thesis.doc").exists()
+
+
+def test_a_killed_run_is_cleared_away_and_what_it_meant_to_replace_is_kept(tmp_path):
+    folder, before = tmp_path / "run", tmp_path / "run.before"
+    folder.mkdir(), before.mkdir()
+    (folder / "01_embeddings.ipynb").touch()  # half a run
+    (before / "run.json").touch()  # the whole one that it would have replaced
+    with pytest.raises(KeyboardInterrupt), replacing(folder):
+        assert not any(folder.iterdir())
+        raise KeyboardInterrupt
+    assert (folder / "run.json").exists() and not before.exists()

@@ -1,0 +1,159 @@
+"""The demo page in a real browser: an answer, sliders, broken files, and what it must not hand out."""
+
+import json
+import os
+import shutil
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from imgsim import BuildLSHTable, candidates_and_queries
+from imgsim.extras.cli import main
+from imgsim.extras.runs.runner import DEFAULTS
+
+gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+SHOTS = os.environ.get("IMGSIM_SHOTS")  # a folder for screenshots of the answers
+
+
+def keep_run(folder, images, encoder):
+    """The folder of a run, as far as the page needs it."""
+    candidates, _ = candidates_and_queries(images)
+    BuildLSHTable(encoder, hash_size=6, num_tables=2, probes=0).build(candidates).save(folder / "index")
+    folder_of_images = Path(candidates[0]["image_file_path"]).parents[2]
+    settings = DEFAULTS | {"dataset": str(folder_of_images), "checkpoint": str(encoder.name)}
+    record = {"settings": settings, "digests": {"index": {}}, "environment": {"versions": {}}}
+    (folder / "run.json").write_text(json.dumps(record))
+    names = candidates.features["labels"].names
+    (folder / "images.json").write_text(json.dumps({"labels": names, "files": None}))
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, images, encoder):
+    return keep_run(tmp_path_factory.mktemp("runs") / "toy", images, encoder)
+
+
+@pytest.fixture(scope="module")
+def address(run_folder):
+    from imgsim.extras.demo import serve
+
+    blocks = serve(run_folder, port := free_port(), block=False)
+    yield f"http://127.0.0.1:{port}"
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium on this machine (Debian's package chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, freshly opened; nothing but this machine may be asked for anything."""
+    page, strangers = browser.new_page(viewport={"width": 1280, "height": 900}), []
+    page.on("request", lambda request: request.url.startswith((address, "data:", "blob:")) or strangers.append(request))
+    page.goto(address)
+    page.get_by_text("Give it an image").wait_for()
+    yield page
+    page.close()
+    assert not [request.url for request in strangers]
+
+
+def seen(page) -> int:
+    said = page.get_by_text("candidates seen (")
+    said.wait_for()
+    return int(said.inner_text().partition(" ")[0])
+
+
+def upload(page, path):
+    page.locator("input[type=file]").first.set_input_files(str(path))
+
+
+def test_an_upload_finds_itself_first_and_probes_show_more(page, image_folder):
+    upload(page, image_folder / "train" / "green" / "green.0.png")
+    few = seen(page)
+    caption = page.locator(".matches .caption-label").first.inner_text()
+    assert caption.startswith("green") and "cosine 1.00" in caption and "overlap 1.0" in caption
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / "desktop.png", full_page=True)
+    probes = page.get_by_label("number input for Probes")
+    probes.fill("64")
+    probes.press("Enter")
+    page.get_by_text("24 of 24 candidates seen").wait_for()
+    assert few < 24
+
+
+def test_an_example_is_answered_and_top_k_counts_the_matches(page):
+    page.locator("button:has(img), .gallery-item").first.click()
+    seen(page)
+    top_k = page.get_by_label("number input for Matches")
+    top_k.fill("2")
+    top_k.press("Enter")
+    page.get_by_text("2 shown.").wait_for()
+    assert page.locator(".matches .caption-label").count() == 2
+
+
+def test_a_broken_file_gives_a_message_and_the_page_goes_on(page, image_folder, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing of the kind")
+    upload(page, tmp_path / "broken.png")
+    page.get_by_text("cannot be read").first.wait_for()
+
+
+def test_phone_width_has_no_sideways_scrolling(browser, address, image_folder):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    page.get_by_text("Give it an image").wait_for()
+    upload(page, image_folder / "train" / "red" / "red.1.png")
+    seen(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / "phone.png", full_page=True)
+    page.close()
+
+
+def test_words_find_images_where_the_encoder_is_dual(browser, tmp_path, images):
+    modalities = pytest.importorskip("imgsim.extras.modalities.encoders")
+    from imgsim.extras.demo import serve
+
+    blocks = serve(
+        keep_run(tmp_path / "run", images, modalities.load_dual_encoder()[0]), port := free_port(), block=False
+    )
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{port}")
+    box = page.get_by_label("Or in words")
+    box.fill("a healthy leaf")
+    box.press("Enter")
+    assert seen(page) > 0 and "cosine" in page.locator(".matches .caption-label").first.inner_text()
+    page.close()
+    blocks.close()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "run.json", str(Path(__file__))])
+def test_a_path_outside_is_refused(path, address, run_folder):
+    path = run_folder / path if path == "run.json" else path
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{address}/gradio_api/file={path}")
+    assert refused.value.code in (403, 404)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    assert main(["demo", str(tmp_path)]) == 1
+    assert "no folder that a run has left" in capsys.readouterr().err
