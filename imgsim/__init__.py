@@ -18,10 +18,10 @@ _HOMES = {
     "Projection": "hashing",
     "Table": "tables",
     "LSH": "tables",
-    "compute_hash": "index",
+    "compute_hash": "hashing",
     "BuildLSHTable": "index",
-    "Matches": "search.candidates",
-    "SearchResult": "search.candidates",
+    "Matches": "index",
+    "SearchResult": "index",
     "visualize_lsh": "figures",
     "plot_images": "figures",
 }

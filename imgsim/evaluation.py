@@ -9,14 +9,9 @@ import time
 
 import numpy as np
 
+from imgsim.hashing import normalise
+
 BLOCK = 1024  # queries compared with all candidates at a time
-
-
-def normalise(embeddings) -> np.ndarray:
-    """Rows (n, d) scaled to length 1, so that a dot product is a cosine; a row of zeros stays as it is."""
-    embeddings = np.asarray(embeddings, dtype=np.float32)
-    lengths = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
-    return embeddings / np.where(lengths > 0, lengths, 1)
 
 
 def exact_neighbours(queries, candidates, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,8 @@ import pytest
 from datasets import Dataset, Features, Image
 
 from imgsim import BuildLSHTable, Projection, compute_hash, load_encoder
-from imgsim.evaluation import exact_neighbours, normalise, recall_at_k
+from imgsim.evaluation import exact_neighbours, recall_at_k
+from imgsim.hashing import normalise
 
 ARRAYS = ("planes", "mean", "ids", "labels", "signatures", "embeddings", "codes", "rows", "starts")
 PLAIN = {"probes": 0, "rerank": None}  # only the query's own buckets, and all in them compared
@@ -75,7 +76,7 @@ def test_matches_have_the_labels_and_overlaps_of_their_images(index, images, enc
         assert matches.candidates == len(matches) == (shared > 0).sum()
         assert matches.labels.tolist() == [images["train"]["labels"][i] for i in matches.ids]
         np.testing.assert_allclose(matches.overlap, shared[matches.ids] / index.num_tables)
-        np.testing.assert_allclose(matches.cosine, (index.embeddings @ embedding[0])[matches.ids], atol=1e-6)
+        np.testing.assert_allclose(matches.cosine, (index.vectors @ embedding[0])[matches.ids], atol=1e-6)
         assert (np.diff(matches.cosine) <= 0).all()
 
 

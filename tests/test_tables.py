@@ -222,7 +222,7 @@ def test_the_arrays_hold_each_bucket_once_and_in_order(hash_size, n):
     assert starts.shape == (3, 2**hash_size + 1 if direct else 0) and ordered.shape == (3, 0 if direct else n)
     for t, column in enumerate(codes.T):
         np.testing.assert_array_equal(rows[t], np.argsort(column, kind="stable"))
-        np.testing.assert_array_equal(lsh.tables[t].sorted()[0], column[rows[t]])
+        np.testing.assert_array_equal(lsh.tables[t].sorted_codes()[0], column[rows[t]])
         np.testing.assert_array_equal(ordered[t], [] if direct else column[rows[t]])
         for code in range(2**hash_size if starts.size else 0):
             assert rows[t, starts[t, code] : starts[t, code + 1]].tolist() == np.flatnonzero(column == code).tolist()
@@ -232,7 +232,7 @@ def test_the_arrays_are_made_once_and_kept_only_once():
     codes = np.random.default_rng(3).integers(0, 8, (50, 4), dtype=np.uint8)
     lsh = filled(codes, 3)
     arrays = lsh.arrays()
-    assert all(np.shares_memory(table.sorted()[1], arrays[1]) for table in lsh.tables)
+    assert all(np.shares_memory(table.sorted_codes()[1], arrays[1]) for table in lsh.tables)
     assert lsh.arrays() is arrays
     lsh.add(50, codes[0])
     assert lsh.arrays()[1].shape == (4, 51)

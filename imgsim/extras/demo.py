@@ -69,7 +69,7 @@ class Answers:
         return self.shown(ids, said, int(found.candidates_seen[0]))
 
     def shown(self, ids: np.ndarray, said: list[str], seen: int) -> tuple[list, str]:
-        labels, count, pictures = self.index.lsh.entries.labels, len(self.index), []
+        labels, count, pictures = self.index.labels, len(self.index), []
         for i, words in zip(ids.tolist(), said, strict=True):
             name = self.names[labels[i]] if self.names and labels[i] >= 0 else f"image {i}"
             pictures.append((small(self.candidates[i]["image"]), f"{name} · {words}"))

@@ -18,8 +18,10 @@ import yaml
 from datasets import Dataset, Image
 
 from imgsim.hashing import check_settings
-from imgsim.images import candidates_and_queries, fingerprint, join_source, load_images, split_source
-from imgsim.sources.cache import UNTRAINED, locate, write_json
+from imgsim.images import candidates_and_queries, fingerprint, load_images
+from imgsim.sources.cache import write_json
+from imgsim.sources.hub import locate
+from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 NOTEBOOKS = ("01_embeddings", "02_hashing", "03_tables", "04_inference")
@@ -85,8 +87,8 @@ def read_params(path) -> dict:
 
 def run_name(settings: dict) -> str:
     """A folder's name made of the settings: beans-mobilenet-v1-025-k8-L10-p8-seed0."""
-    untrained = UNTRAINED * settings["checkpoint"].startswith(UNTRAINED)
-    checkpoint = untrained + Path(settings["checkpoint"].removeprefix(untrained)).name
+    prefix, checkpoint = split_checkpoint(settings["checkpoint"])
+    checkpoint = prefix + Path(checkpoint).name
     numbers = "".join(f"-{short}{settings[key]}" for short, key in SHORT.items())
     precision = f"-{settings['dtype']}" if settings["dtype"] != DEFAULTS["dtype"] else ""
     return re.sub(r"[^\w.-]+", "-", f"{Path(settings['dataset']).name}-{checkpoint}{numbers}{precision}")
@@ -101,13 +103,16 @@ def find_inputs(settings: dict) -> tuple[dict, dict]:
         if not (commit := commit_of(folder)):
             settings["dataset"] = join_source(str(folder), options)
         found |= {"dataset_commit": commit} if commit else {}
-    prefix = UNTRAINED if settings["checkpoint"].startswith(UNTRAINED) else ""
-    name = settings["checkpoint"].removeprefix(prefix)
-    if name.endswith(".onnx") or settings["dtype"] != DEFAULTS["dtype"]:
-        from imgsim.encoder import check_encoder  # loads torch
+    prefix, name = split_checkpoint(settings["checkpoint"])
+    if is_onnx(name) or settings["dtype"] != DEFAULTS["dtype"]:
+        from imgsim.models.loading import pick_device, pick_dtype  # torch
 
-        settings["checkpoint"] = prefix + check_encoder(name, settings["dtype"])
-    if name != "builtin" and not name.endswith(".onnx"):
+        pick_dtype(settings["dtype"], pick_device(name), name)
+    if is_onnx(name):
+        from imgsim.models.onnx import read_settings
+
+        settings["checkpoint"] = f"{prefix}{read_settings(name)['file'].resolve()}"
+    elif name != "builtin":
         folder = locate(name, "checkpoint")
         if not (commit := commit_of(folder)):
             settings["checkpoint"] = f"{prefix}{folder}"

@@ -16,10 +16,11 @@ import psutil
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from imgsim.extras.runs.environment import environ
 from imgsim.extras.runs.report import write_report
 from imgsim.extras.runs.runner import DEFAULTS, POINT, ROOT, environment, execute, find_inputs
 from imgsim.extras.sweeps.points import FULL, embed_all, fail, read_points, sentence
-from imgsim.sources.cache import environ, write_json, write_whole
+from imgsim.sources.cache import atomic_write, write_json
 
 REPORT = "06_sweep_report"
 PLACE_FOR_A_POINT = 500e6  # bytes: a kernel with its libraries
@@ -136,7 +137,7 @@ def sweep(path, output=None, jobs: int | None = None) -> tuple[Path, pd.DataFram
                 execute_all(todo, at_once, made_by, bar)
             table = pd.DataFrame([row_of(job) for job in work])
             for name, write in (("results.parquet", table.to_parquet), ("results.csv", table.to_csv)):
-                with write_whole(folder / name) as beside:
+                with atomic_write(folder / name) as beside:
                     write(beside, index=False)
             (folder / "report.html").unlink(missing_ok=True)
             if table["error"].isna().any():

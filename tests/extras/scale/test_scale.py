@@ -77,9 +77,9 @@ def rows_of(folder):
 
 def assert_same(folder, index, queries):
     """The tables on disk hold the rows of an index in memory, and searches give the same."""
-    rows = [np.stack([np.full(len(index), t), *table.sorted()]) for t, table in enumerate(index.lsh.tables)]
+    rows = [np.stack([np.full(len(index), t), *table.sorted_codes()]) for t, table in enumerate(index.lsh.tables)]
     rows = np.concatenate(rows, axis=1).astype(np.int64)
-    rows[2] = index.lsh.entries.ids[rows[2]]
+    rows[2] = index.ids[rows[2]]
     np.testing.assert_array_equal(rows_of(folder), rows)
     sharded = ShardedIndex(folder, probes=index.probes, rerank=index.rerank)
     for name, values in vars(index.search(queries)).items():
