@@ -1,4 +1,4 @@
-"""An encoder as one ONNX file: written from a checkpoint, run by ONNX Runtime (pip install 'imgsim[onnx]')."""
+"""An encoder as one ONNX file: written from a checkpoint, run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import warnings
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,15 +14,10 @@ import torch
 from transformers import AutoImageProcessor
 
 from imgsim.sources.cache import first_line, write_json, write_whole
+from imgsim.sources.errors import require
 
 FORMAT = 1  # of the settings beside an ONNX file
 AGREEMENT = 1e-4  # of the file's embeddings with torch's, measured against the largest number in them
-
-
-def need(*packages: str) -> None:
-    """Raise a ValueError with one sentence where a package of the extra is not installed."""
-    if lacking := [package for package in packages if find_spec(package) is None]:
-        raise ValueError(f"ONNX files need {' and '.join(lacking)}: pip install 'imgsim[onnx]'.")
 
 
 def is_onnx(checkpoint) -> bool:
@@ -43,7 +37,7 @@ def read_settings(checkpoint, processor=None) -> dict:
     file = Path(checkpoint).expanduser()
     if not file.is_file():
         raise ValueError(f"checkpoint {str(file)!r}: there is no such file.")
-    need("onnxruntime")
+    require(("onnxruntime",), "onnx")
     digest = blake2b(file.read_bytes(), digest_size=16).hexdigest()
     if processor is not None:
         return {"file": file, "digest": digest}
@@ -103,7 +97,7 @@ def export(encoder, target) -> str:
     Any number of images can go through the file at once. Returns a line that says what was written and how far
     its embeddings are from torch's; where they do not agree, ValueError is raised and nothing is written.
     """
-    need("onnx", "onnxscript", "onnxruntime")
+    require(("onnx", "onnxscript", "onnxruntime"), "onnx")
     file = Path(target).expanduser()
     if not is_onnx(file) or not file.parent.is_dir():
         raise ValueError(f"{str(file)!r} must be a file in a folder that exists, and its name must end in .onnx.")

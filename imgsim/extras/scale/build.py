@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from imgsim.evaluation import normalise
-from imgsim.extras.scale.cluster import cluster, need_ray, work
+from imgsim.extras.scale.cluster import cluster, require_ray, work
 from imgsim.extras.scale.shards import Shards, as_lists, short_digest, vectors
 from imgsim.extras.scale.tasks import save_part, save_signatures, spread, stem_of, write_part
 from imgsim.hashing import Projection, check_settings, code_dtype, column_sums, draw_planes, whole
@@ -31,7 +31,7 @@ def build(
     hash and id. hash_size: by default as many bits as leave some 16 candidates in a bucket. A job that was interrupted
     goes on where it stopped. Raises ValueError where there are no embeddings, or a shard of them is damaged.
     """
-    need_ray()
+    require_ray()
     embeddings, target, begin = Shards.at(folder, "embeddings"), Shards.at(folder, "index"), time.perf_counter()
     source, given = embeddings.manifest(), []
     count = source["count"]

@@ -10,7 +10,7 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
-from imgsim.extras.scale.cluster import cluster, need_ray, work
+from imgsim.extras.scale.cluster import cluster, require_ray, work
 from imgsim.extras.scale.shards import Shards, as_lists, short_digest
 from imgsim.extras.scale.sources import find
 from imgsim.extras.scale.tasks import Embed, OpenAndEmbed, decode, save_embeddings, write_embeddings
@@ -43,7 +43,7 @@ def embed(
     in a shard. A job that was interrupted goes on where it stopped. Returns the manifest, and with it
     images_per_second, counted from the end of the first batch on. Raises ValueError where there is nothing to embed.
     """
-    need_ray()
+    require_ray()
     whole("batch_size", batch_size, 1)
     whole("max_bad", max_bad, 0)
     cores = os.cpu_count() or 1
