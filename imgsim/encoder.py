@@ -54,14 +54,14 @@ class Encoder:
         self.network = Pooled(model, pooling).to(self.device, self.dtype).eval()
         self.model = self.network.model
         self.layout = memory_layout(self.model)
-        self.network.to(memory_format=self.layout)
+        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]  # not in torch's types
         self.processor = processor
         self.origin = origin  # the arguments of load_encoder, if a checkpoint was loaded
         self.name = origin[0] if origin else type(self.model).__name__
         self.images_per_second: float | None = None
         with torch.inference_mode():
             self.dim = self.network.resolve_pooling(self.to_device(self.example()))
-        self.pooling = self.network.pooling
+        self.pooling = str(self.network.pooling)
         self.digest = model_digest(self.model, self.processor, self.pooling, self.precision)
 
     def describe(self) -> dict[str, str]:

@@ -57,7 +57,7 @@ def same_label(ids, labels, query_labels) -> np.ndarray | None:
 
 
 def label_precision(ids, labels, query_labels, k: int = 5) -> float | None:
-    """Return the mean share of the first k places whose label is the query's, see `same_label`; empty ones are wrong."""
+    """Return the mean share of the first k places with the query's label, see `same_label`; an empty place is wrong."""
     right = same_label(ids, labels, query_labels)
     return None if right is None else float(right[:, :k].sum() / (len(right) * k))
 
@@ -75,7 +75,7 @@ def mean_average_precision(ids, labels, query_labels) -> float | None:
 
 
 def bucket_skew(sizes) -> float:
-    """Return how unequal bucket sizes are: the mean size of an entry's own bucket over the mean size; 1 if all agree."""
+    """Return how unequal bucket sizes are: that of an entry's own bucket over that of a bucket; 1 if all are equal."""
     sizes = np.asarray(sizes, dtype=np.float64)
     return float(np.square(sizes).sum() / sizes.sum() / sizes.mean())
 

@@ -110,7 +110,7 @@ def hash_func(embeddings, planes: np.ndarray) -> np.ndarray:
 def column_sums(vectors: np.ndarray) -> np.ndarray:
     """Sum vectors (n, d) by column into (d,) float64; blocks of 128 rows are short enough to be summed in float32."""
     blocks = np.split(vectors, range(128, len(vectors), 128))
-    return np.sum([block.sum(axis=0) for block in blocks], axis=0, dtype=np.float64)
+    return np.stack([block.sum(axis=0) for block in blocks]).sum(axis=0, dtype=np.float64)
 
 
 @dataclass(frozen=True)

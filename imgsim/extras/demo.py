@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from imgsim.extras.runs.saved import pinned, read_run
 from imgsim.images import candidates_and_queries, load_images
 from imgsim.index import BuildLSHTable
 from imgsim.sources.decode import open_image
+from imgsim.sources.errors import require
 
 LARGEST = "30mb"  # of an upload
 START = "Give it an image: drop a file, paste one, or take an example."
@@ -134,8 +134,7 @@ def launch(blocks, **settings) -> None:
 
 def serve(folder, port: int = 7860, block: bool = True):
     """Serve the page of a run on 127.0.0.1 until it is interrupted; returns its Blocks where it does not block."""
-    if not find_spec("gradio"):
-        raise ValueError("The page needs Gradio: pip install 'imgsim[demo]'.")
+    require(("gradio",), "demo")
     blocks = page(Answers(folder))
     print(f"The page: http://127.0.0.1:{port} (Ctrl+C ends it)", flush=True)
     launch(blocks, server_name="127.0.0.1", server_port=port, prevent_thread_lock=not block)

@@ -1,4 +1,4 @@
-"""An encoder as one ONNX file: written from a checkpoint, run by ONNX Runtime (pip install 'imgsim[onnx]')."""
+"""An encoder as one ONNX file: written from a checkpoint, run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_settings(checkpoint, processor=None) -> dict:
     file = Path(checkpoint).expanduser()
     if not file.is_file():
         raise ValueError(f"checkpoint {str(file)!r}: there is no such file.")
-    require(["onnxruntime"], "onnx")
+    require(("onnxruntime",), "onnx")
     digest = blake2b(file.read_bytes(), digest_size=16).hexdigest()
     if processor is not None:
         return {"file": file, "digest": digest}
@@ -93,7 +93,7 @@ def export(encoder, target) -> str:
     Any number of images can go through the file at once. Returns a line that says what was written and how far
     its embeddings are from torch's; where they do not agree, ValueError is raised and nothing is written.
     """
-    require(["onnx", "onnxscript", "onnxruntime"], "onnx")
+    require(("onnx", "onnxscript", "onnxruntime"), "onnx")
     file = Path(target).expanduser()
     if not is_onnx(file) or not file.parent.is_dir():
         raise ValueError(f"{str(file)!r} must be a file in a folder that exists, and its name must end in .onnx.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import networkx
 import numpy as np
 from datasets import Dataset
 from tqdm import tqdm
@@ -45,6 +44,8 @@ def find_duplicates(index: BuildLSHTable, threshold: float) -> Duplicates:
     """Find the pairs in an index whose cosine is at least `threshold`, among those that its tables bring together."""
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, but a cosine lies between -1 and 1.")
+    import networkx
+
     ids, pairs, cosines, compared = index.ids, [], [], 0
     for start in range(0, len(index), BLOCK):
         block = slice(start, start + BLOCK)

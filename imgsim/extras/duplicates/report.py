@@ -17,11 +17,11 @@ import PIL.Image
 from datasets import Dataset, Image, concatenate_datasets
 
 from imgsim.extras.duplicates.pairs import calibrate, find_duplicates, index_for_duplicates
-from imgsim.extras.runs.runner import ROOT
 from imgsim.hashing import normalise
 from imgsim.images import load_images
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import FORMATS, open_image
+from imgsim.sources.errors import require
 
 GENERAL = "facebook/dinov2-small"  # for photographs of anything
 POOR = 0.8  # recall or precision below this, and a checkpoint cannot tell copies from images that look alike
@@ -119,7 +119,8 @@ def report_duplicates(source: str, checkpoint: str = "builtin", threshold: float
     threshold: the least cosine of a pair; calibrated on the images where it is left out. Raises ValueError where the
     built-in checkpoint turns out to be the wrong tool.
     """
-    from imgsim.encoder import load_encoder
+    require(("networkx",), "duplicates")
+    from imgsim.encoder import load_encoder  # loads torch
 
     if threshold is not None and not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, but a cosine lies between -1 and 1.")
@@ -161,7 +162,7 @@ def report_duplicates(source: str, checkpoint: str = "builtin", threshold: float
     place = Path(source).expanduser()
     place = place.resolve() if place.is_dir() else Path(source)
     name = re.sub(r"[^\w.-]+", "-", place.name)
-    folder = Path(output).expanduser() if output else ROOT / "outputs" / f"duplicates-{name}"
+    folder = Path(output or f"outputs/duplicates-{name}").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     write_table(groups, folder / "duplicates.csv")
     write_page(groups, lines, str(place), folder / "report.html")

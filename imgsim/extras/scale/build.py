@@ -9,11 +9,10 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
-from imgsim.extras.scale.cluster import cluster, work
+from imgsim.extras.scale.cluster import cluster, require_ray, work
 from imgsim.extras.scale.shards import Shards, as_lists, short_digest, vectors
 from imgsim.extras.scale.tasks import save_part, save_signatures, spread, stem_of, write_part
 from imgsim.hashing import Projection, check_integer, check_settings, code_dtype, column_sums, draw_planes, normalise
-from imgsim.sources.errors import require
 
 SAMPLE, SAMPLED = 1 << 16, 32  # embeddings, and shards that they come from, whose mean is taken for the mean of all
 BUCKET = 16  # candidates in a bucket, where nobody says how many bits there shall be
@@ -31,7 +30,7 @@ def build(
     hash and id. hash_size: by default as many bits as leave some 16 candidates in a bucket. A job that was interrupted
     goes on where it stopped. Raises ValueError where there are no embeddings, or a shard of them is damaged.
     """
-    require(["ray", "pyarrow"], "scale")
+    require_ray()
     embeddings, target, begin = Shards.at(folder, "embeddings"), Shards.at(folder, "index"), time.perf_counter()
     source, given = embeddings.manifest(), []
     count = source["count"]

@@ -21,6 +21,11 @@ TOKEN = token_hex(32)  # one for the whole process: Ray reads it once
 BLOCK = 32 << 20  # bytes in a block, which is handed from step to step
 
 
+def require_ray() -> None:
+    """Check that Ray Data is installed."""
+    require(("ray", "pyarrow"), "scale")
+
+
 @contextmanager
 def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
     """Gives ray.data of a Ray to work on: one joined before, the one that RAY_ADDRESS names, or a local one meanwhile.
@@ -28,7 +33,7 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
     A local one obeys nobody who does not know its token, has no dashboard, and reports to nobody. cpus: how many tasks
     it works on at a time, by default as many as there are cores.
     """
-    require(["ray", "pyarrow"], "scale")
+    require_ray()
     settings = {name: os.environ.get(name, value) for name, value in QUIET.items()}
     with environ(**settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")

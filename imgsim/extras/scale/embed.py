@@ -10,13 +10,12 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
-from imgsim.extras.scale.cluster import cluster, work
+from imgsim.extras.scale.cluster import cluster, require_ray, work
 from imgsim.extras.scale.shards import Shards, as_lists, short_digest
 from imgsim.extras.scale.sources import find
 from imgsim.extras.scale.tasks import Embed, OpenAndEmbed, decode, save_embeddings, write_embeddings
 from imgsim.hashing import check_integer
 from imgsim.index import NO_ENCODER
-from imgsim.sources.errors import require
 
 SHARD = 32 << 20  # bytes of embeddings in a shard
 PIECE = 64  # image files that a task opens
@@ -44,7 +43,7 @@ def embed(
     in a shard. A job that was interrupted goes on where it stopped. Returns the manifest, and with it
     images_per_second, counted from the end of the first batch on. Raises ValueError where there is nothing to embed.
     """
-    require(["ray", "pyarrow"], "scale")
+    require_ray()
     check_integer(batch_size, "batch_size", 1)
     check_integer(max_bad, "max_bad", 0)
     cores = os.cpu_count() or 1

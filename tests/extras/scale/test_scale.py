@@ -13,7 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'imgsim[scale]'")
+pytest.importorskip("ray", reason="the extra scale is not installed")
 
 from imgsim import candidates_and_queries, load_encoder, load_images
 from imgsim.extras.scale.build import build
