@@ -121,7 +121,7 @@ class BuildLSHTable:
 
     @property
     def lsh(self) -> LSH:
-        """The hash tables as the article has them; what is added to them is not added to the index."""
+        """The hash tables as the article has them, for reading."""
         now = self._built().snapshot
         return LSH.from_arrays(self.hash_size, now.ids, now.labels, now.codes, now.rows, now.starts)
 

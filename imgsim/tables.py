@@ -72,6 +72,7 @@ class Table(Mapping):
         check_settings(hash_size, 1)
         self.hash_size = hash_size
         self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # sorted in at the next look-up
+        self._frozen = False  # the arrays are an index's
         nothing = np.empty(0, np.int64)
         self._set_arrays(nothing, nothing, sort_codes(np.empty(0, code_dtype(hash_size)), hash_size))
 
@@ -87,8 +88,10 @@ class Table(Mapping):
         """Add one entry, or arrays of ids, codes and labels, each (n,).
 
         Raises:
-            ValueError: their lengths differ, or a code has too many bits; nothing is added.
+            ValueError: their lengths differ, a code has too many bits, or the table is an index's; nothing is added.
         """
+        if self._frozen:
+            raise ValueError("These tables are part of an index: add to the index itself.")
         codes, ids = np.atleast_1d(as_codes(code, self.hash_size)), np.atleast_1d(np.asarray(id, np.int64))
         labels = np.full(len(ids), -1) if label is None else np.atleast_1d(np.asarray(label, np.int64))
         if ids.ndim != 1 or codes.shape != ids.shape or labels.shape != ids.shape:
@@ -159,10 +162,11 @@ class LSH:
 
     @classmethod
     def from_arrays(cls, hash_size: int, ids, labels, codes, rows, starts) -> LSH:
-        """Wrap the tables of an index, see `sort_codes`: codes, rows and starts are (L, ...); nothing is copied."""
+        """Wrap the tables of an index, see `sort_codes`: codes, rows and starts are (L, ...). They are for reading."""
         lsh = cls(hash_size, len(rows))
         for table, *arrays in zip(lsh.tables, codes, rows, starts, strict=True):
             table._set_arrays(ids, labels, tuple(arrays))
+            table._frozen = True
         return lsh
 
     def __len__(self) -> int:
@@ -178,7 +182,7 @@ class LSH:
         """Add one entry with its codes (L,), or arrays: ids (n,), codes (n, L), labels (n,).
 
         Raises:
-            ValueError: their lengths differ, or a code has too many bits; nothing is added.
+            ValueError: as for `Table.add`; nothing is added.
         """
         for table, column in zip(self.tables, self._as_codes(codes).T, strict=True):
             table.add(id, column, label)  # the first table refuses what any would
