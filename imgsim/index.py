@@ -160,7 +160,9 @@ class BuildLSHTable:
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use build_from_embeddings.")
         if isinstance(ds, IterableDataset):
-            embeddings, labels, ids = self.encoder.embed_stream(ds, self.batch_size)
+            from imgsim.models.batches import embed_stream  # torch
+
+            embeddings, labels, ids = embed_stream(self.encoder, ds, self.batch_size)
             return self.build_from_embeddings(embeddings, encode_labels(labels), ids)
         return self.build_from_embeddings(self.encoder.embed(ds, self.batch_size), labels_of(ds))
 

@@ -192,7 +192,7 @@ def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, dra
         checked.append(path.name)
         return why_unreadable(path)
 
-    monkeypatch.setattr("imgsim.sources.folder.defect", note)
+    monkeypatch.setattr("imgsim.sources.folder.why_unreadable", note)
     for expected in (["1.png", "2.png", "3.png", "4.png"], ["4.png"]):  # what was broken may have been mended
         checked.clear()
         assert len(load_images(folder)["train"]) == 3 and sorted(checked) == expected

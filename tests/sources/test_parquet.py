@@ -189,7 +189,7 @@ def test_broken_rows_are_left_out_and_listed(publish, pictures, capsys, monkeypa
         assert images["train"]["labels"] == [0, 2, 5] and len(images["test"]) == 2
         assert [entry["path"] for entry in images.skipped] == ["train, row 1", "train, row 3", "train, row 4"]
         assert "Left out 3 of 8" in capsys.readouterr().out
-        monkeypatch.setattr("imgsim.sources.parquet.defect", lambda source: pytest.fail("decoded again"))
+        monkeypatch.setattr("imgsim.sources.parquet.why_unreadable", lambda source: pytest.fail("decoded again"))
 
 
 def test_a_data_set_of_broken_rows_only_is_refused(publish, refused):
