@@ -1,38 +1,29 @@
-"""Image similarity in small pieces: embeddings, hashes, tables, ranked images.
+"""Image similarity in five steps: images, embeddings, codes, candidates, matches.
 
-`import imgsim` is light; torch is imported when an encoder is first asked for.
+>>> candidates, queries = candidates_and_queries(load_images("builtin"))    # images
+>>> encoder = load_encoder("builtin")                                      # images -> embeddings
+>>> index = BuildLSHTable(encoder, hash_size=8, num_tables=10)             # embeddings -> codes -> candidates
+>>> matches = index.build(candidates).query(queries[0]["image"])           # candidates -> matches
+>>> visualize_lsh(index, (candidates, queries), query=0)                   # matches as pictures
+
+The public names stand in __init__.pyi, each beside its module; a module is imported when a name of it is first used.
 """
 
-from importlib import import_module
+import lazy_loader
 
-_HOMES = {
-    "load_images": "images",
-    "open_image": "sources.decode",
-    "candidates_and_queries": "images",
-    "load_encoder": "encoder",
-    "Encoder": "encoder",
-    "draw_planes": "hashing",
-    "hash_func": "hashing",
-    "bool2int": "hashing",
-    "collision_probability": "hashing",
-    "Projection": "hashing",
-    "Table": "tables",
-    "LSH": "tables",
-    "compute_hash": "index",
-    "BuildLSHTable": "index",
-    "Matches": "search.candidates",
-    "SearchResult": "search.candidates",
-    "visualize_lsh": "figures",
-    "plot_images": "figures",
-}
-__all__ = sorted(_HOMES)
+_lazy_name, _lazy_dir, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'imgsim' has no attribute {name!r}")
-    return getattr(import_module(f"imgsim.{_HOMES[name]}"), name)
+    if name != "__version__":
+        return _lazy_name(name)
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("imgsim-lsh")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*_lazy_dir(), "__version__"]

@@ -6,6 +6,7 @@ Plots are drawn on given axes or on a new figure's, and return them: titles and 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from imgsim.sources.decode import open_image
 
 INK, QUIET, RIGHT, WRONG = "#1f2933", "#8a94a0", "#2a7d4f", "#b5442e"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": QUIET,
     "axes.grid": True,
     "axes.labelcolor": INK,

@@ -408,7 +408,7 @@ def test_two_processes_may_use_the_cache_at_once(checkpoint, image_folder, encod
 
 
 def test_what_is_passed_at_a_time_suits_the_device(encoder):
-    assert [encoder.step(size) for size in (1, 8, 48)] == [1, 8, 8]
+    assert [encoder.micro_batch(size) for size in (1, 8, 48)] == [1, 8, 8]
 
 
 def test_convolutions_run_on_colours_side_by_side(encoder):
@@ -418,5 +418,5 @@ def test_convolutions_run_on_colours_side_by_side(encoder):
     )
     convolutional = load_encoder(model, "cpu", processor=encoder.processor)
     pixels = torch.zeros(2, 3, 32, 32)
-    assert convolutional.place(pixels).is_contiguous(memory_format=torch.channels_last)
-    assert encoder.place(pixels).is_contiguous()
+    assert convolutional.to_device(pixels).is_contiguous(memory_format=torch.channels_last)
+    assert encoder.to_device(pixels).is_contiguous()

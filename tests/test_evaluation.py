@@ -12,10 +12,10 @@ from imgsim.evaluation import (
     exact_neighbours,
     label_precision,
     mean_average_precision,
-    normalise,
     participation_ratio,
     recall_at_k,
 )
+from imgsim.hashing import normalise
 
 
 def brute_force(queries, candidates, k):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsim import Projection, bool2int, collision_probability, draw_planes, hash_func
-from imgsim.hashing import BLOCK, check_settings, code_dtype, codes_of, column_sums, signatures
+from imgsim.hashing import BLOCK, check_settings, code_dtype, column_sums, pack_bits, unpack_codes
 
 TIE = 1e-4  # a projection this near to 0 may fall on either side: sums are rounded differently by block and loop
 
@@ -46,10 +46,10 @@ def test_bool2int_gives_a_python_int():
 
 
 @pytest.mark.parametrize("hash_size", range(1, 65))
-def test_codes_of_signatures_equal_python_ints(hash_size):
+def test_unpack_codes_signatures_equal_python_ints(hash_size):
     bits = np.random.default_rng(hash_size).random((3, 7, hash_size)) < 0.5
     bits[0, 0], bits[0, 1] = True, False
-    codes = codes_of(signatures(bits.reshape(3, -1)), hash_size, 7)
+    codes = unpack_codes(pack_bits(bits.reshape(3, -1)), hash_size, 7)
     assert codes.shape == (3, 7) and codes.dtype == code_dtype(hash_size)
     assert codes.tolist() == [[to_int(row) for row in rows] for rows in bits]
 
@@ -91,7 +91,7 @@ def test_shapes_of_margins_and_signatures():
 @pytest.mark.parametrize(("num_tables", "hash_size"), [(1, 1), (7, 9), (4, 16), (5, 13), (2, 64), (3, 33)])
 def test_signatures_hold_all_bits_side_by_side(num_tables, hash_size):
     bits = np.random.default_rng(hash_size).random((6, num_tables * hash_size)) < 0.5
-    words = signatures(bits)
+    words = pack_bits(bits)
     assert words.shape == (6, -(-num_tables * hash_size // 64))
     for row, flat in zip(words.tolist(), bits, strict=True):
         assert sum(word << 64 * i for i, word in enumerate(row)) == to_int(flat)  # what is left over is 0

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from imgsim import candidates_and_queries, load_images
 from imgsim.images import fingerprint, labels_of
 from imgsim.sources import builtin as leaves
-from imgsim.sources.decode import defect
+from imgsim.sources.decode import why_unreadable
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, dra
 
     def note(path):
         checked.append(path.name)
-        return defect(path)
+        return why_unreadable(path)
 
     monkeypatch.setattr("imgsim.sources.folder.defect", note)
     for expected in (["1.png", "2.png", "3.png", "4.png"], ["4.png"]):  # what was broken may have been mended

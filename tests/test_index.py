@@ -10,9 +10,12 @@ import pytest
 from datasets import Dataset, Features, Image
 
 from imgsim import BuildLSHTable, Projection, compute_hash, load_encoder
-from imgsim.evaluation import exact_neighbours, normalise, recall_at_k
+from imgsim.evaluation import exact_neighbours, recall_at_k
+from imgsim.hashing import normalise
+from imgsim.search.candidates import arrays_of
+from imgsim.tables import id_label
 
-ARRAYS = ("planes", "mean", "ids", "labels", "signatures", "embeddings", "codes", "rows", "starts")
+ARRAYS = ("planes", "mean", "ids", "labels", "vectors", "signatures", "codes", "rows", "starts")
 PLAIN = {"probes": 0, "rerank": None}  # only the query's own buckets, and all in them compared
 
 
@@ -75,7 +78,7 @@ def test_matches_have_the_labels_and_overlaps_of_their_images(index, images, enc
         assert matches.candidates == len(matches) == (shared > 0).sum()
         assert matches.labels.tolist() == [images["train"]["labels"][i] for i in matches.ids]
         np.testing.assert_allclose(matches.overlap, shared[matches.ids] / index.num_tables)
-        np.testing.assert_allclose(matches.cosine, (index.embeddings @ embedding[0])[matches.ids], atol=1e-6)
+        np.testing.assert_allclose(matches.cosine, (index.vectors @ embedding[0])[matches.ids], atol=1e-6)
         assert (np.diff(matches.cosine) <= 0).all()
 
 
@@ -415,7 +418,7 @@ def test_a_mapped_index_gives_the_same_answers_and_stays_on_disk(hash_size, save
     folder = index.save(tmp_path / "mapped")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     loaded = BuildLSHTable.load(folder, mapped=True)
-    for array, mapped in zip(index.arrays().values(), loaded.arrays().values(), strict=True):
+    for array, mapped in zip(*(arrays_of(one._built().snapshot).values() for one in (index, loaded)), strict=True):
         np.testing.assert_array_equal(array, mapped)
         while mapped.base is not None and not isinstance(mapped, np.memmap):
             mapped = mapped.base
@@ -429,7 +432,7 @@ def test_a_mapped_index_gives_the_same_answers_and_stays_on_disk(hash_size, save
 
 
 @pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage != "one bit"])
-@pytest.mark.parametrize("array", ["rows", "signatures", "embeddings"])
+@pytest.mark.parametrize("array", ["rows", "signatures", "vectors"])
 def test_a_mapped_index_is_refused_where_files_have_another_size_or_header(array, damage, saved, refused):
     _, folder, _ = saved
     (file,) = folder.glob(f"{array}-*.npy")
@@ -579,7 +582,7 @@ def test_the_published_loop_over_buckets_sees_what_a_plain_search_sees(found, co
         assert len(names) == seen
         assert sorted(names) == sorted(f"{i}_{cone[1][9000 - i]}" for i in ids[:seen])
         shared = (found.lsh.codes == codes).sum(axis=1)
-        assert names == {found.lsh.entries.id_label(row): shared[row] for row in np.flatnonzero(shared)}
+        assert names == {id_label(found.ids[row], found.labels[row]): shared[row] for row in np.flatnonzero(shared)}
 
 
 def test_real_embeddings_are_found_as_measured(real):

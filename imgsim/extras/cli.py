@@ -6,8 +6,8 @@ import argparse
 import sys
 
 from imgsim.extras.runs.runner import DEFAULTS, read_params, run
-from imgsim.images import add_options
 from imgsim.sources.cache import cache_folder, cache_megabytes
+from imgsim.sources.names import add_options
 
 HELP = {
     "dataset": "'builtin', a data set on the Hub (owner/name or owner/name@revision), or a folder of images",

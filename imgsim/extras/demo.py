@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from imgsim.extras.runs.saved import pinned, read_run
 from imgsim.images import candidates_and_queries, load_images
 from imgsim.index import BuildLSHTable
 from imgsim.sources.decode import open_image
+from imgsim.sources.errors import require
 
 LARGEST = "30mb"  # of an upload
 START = "Give it an image: drop a file, paste one, or take an example."
@@ -69,7 +69,7 @@ class Answers:
         return self.shown(ids, said, int(found.candidates_seen[0]))
 
     def shown(self, ids: np.ndarray, said: list[str], seen: int) -> tuple[list, str]:
-        labels, count, pictures = self.index.lsh.entries.labels, len(self.index), []
+        labels, count, pictures = self.index.labels, len(self.index), []
         for i, words in zip(ids.tolist(), said, strict=True):
             name = self.names[labels[i]] if self.names and labels[i] >= 0 else f"image {i}"
             pictures.append((small(self.candidates[i]["image"]), f"{name} · {words}"))
@@ -134,8 +134,7 @@ def launch(blocks, **settings) -> None:
 
 def serve(folder, port: int = 7860, block: bool = True):
     """Serve the page of a run on 127.0.0.1 until it is interrupted; returns its Blocks where it does not block."""
-    if not find_spec("gradio"):
-        raise ValueError("The page needs Gradio: pip install 'imgsim[demo]'.")
+    require(("gradio",), "demo")
     blocks = page(Answers(folder))
     print(f"The page: http://127.0.0.1:{port} (Ctrl+C ends it)", flush=True)
     launch(blocks, server_name="127.0.0.1", server_port=port, prevent_thread_lock=not block)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from imgsim.evaluation import exact_neighbours, normalise, recall_at_k
-from imgsim.hashing import Projection
-from imgsim.search.candidates import Candidates
+from imgsim.evaluation import exact_neighbours, recall_at_k
+from imgsim.hashing import Projection, normalise
+from imgsim.search.snapshot import Snapshot
 
 NUM_TABLES, PROBES, RERANK = (8, 16, 32, 64), (0, 2, 4, 8, 16, 32), (50, 100, 200, 400, 800)
 
@@ -59,15 +59,15 @@ def tune(index, embeddings, recall: float = 0.9, top_k: int = 10) -> Tuning:
     hash_size is tried around log2 of the number of candidates, num_tables and probes in doubling steps. Warns where
     nothing reaches the recall; best is then the trial with the highest.
     """
-    points, queries = index.embeddings, normalise(embeddings)
+    points, queries = index.vectors, normalise(embeddings)
     true, _ = exact_neighbours(queries, points, top_k)
     usual = max(3, int(np.log2(len(points))))
     sizes = [size for size in (usual - 4, usual - 2, usual) if size >= 2]
     reranks = [rerank for rerank in RERANK if rerank * 4 <= len(points)] or [None]
     trials = []
     for hash_size, num_tables in tqdm([(k, tables) for k in sizes for tables in NUM_TABLES], "tuning"):
-        candidates = Candidates(Projection.fit(points, hash_size, num_tables, index.seed))
-        candidates.insert(points, np.arange(len(points)))
+        projection = Projection.fit(points, hash_size, num_tables, index.seed)
+        candidates = Snapshot.build(projection, points, index.ids, index.labels)
         for rerank in reranks:
             for probes in PROBES:
                 settings = {"hash_size": hash_size, "num_tables": num_tables, "probes": probes, "rerank": rerank}

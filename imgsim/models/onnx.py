@@ -1,4 +1,4 @@
-"""An encoder as one ONNX file: written from a checkpoint, run by ONNX Runtime (pip install 'imgsim[onnx]')."""
+"""An encoder as one ONNX file: written from a checkpoint, run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import warnings
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,24 +13,15 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor
 
-from imgsim.sources.cache import first_line, write_json, write_whole
+from imgsim.sources.cache import atomic_write, write_json
+from imgsim.sources.errors import first_line, require
+from imgsim.sources.names import is_onnx
 
 FORMAT = 1  # of the settings beside an ONNX file
 AGREEMENT = 1e-4  # of the file's embeddings with torch's, measured against the largest number in them
 
 
-def need(*packages: str) -> None:
-    """Raise a ValueError with one sentence where a package of the extra is not installed."""
-    if lacking := [package for package in packages if find_spec(package) is None]:
-        raise ValueError(f"ONNX files need {' and '.join(lacking)}: pip install 'imgsim[onnx]'.")
-
-
-def is_onnx(checkpoint) -> bool:
-    """Whether a checkpoint is named as an ONNX file."""
-    return str(checkpoint).endswith(".onnx")
-
-
-def settings_of(file: Path) -> Path:
+def sidecar_path(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
@@ -43,11 +33,11 @@ def read_settings(checkpoint, processor=None) -> dict:
     file = Path(checkpoint).expanduser()
     if not file.is_file():
         raise ValueError(f"checkpoint {str(file)!r}: there is no such file.")
-    need("onnxruntime")
+    require(("onnxruntime",), "onnx")
     digest = blake2b(file.read_bytes(), digest_size=16).hexdigest()
     if processor is not None:
         return {"file": file, "digest": digest}
-    beside = settings_of(file)
+    beside = sidecar_path(file)
     try:
         settings = json.loads(beside.read_text(encoding="utf-8"))
         if settings["format"] != FORMAT:
@@ -103,7 +93,7 @@ def export(encoder, target) -> str:
     Any number of images can go through the file at once. Returns a line that says what was written and how far
     its embeddings are from torch's; where they do not agree, ValueError is raised and nothing is written.
     """
-    need("onnx", "onnxscript", "onnxruntime")
+    require(("onnx", "onnxscript", "onnxruntime"), "onnx")
     file = Path(target).expanduser()
     if not is_onnx(file) or not file.parent.is_dir():
         raise ValueError(f"{str(file)!r} must be a file in a folder that exists, and its name must end in .onnx.")
@@ -111,7 +101,7 @@ def export(encoder, target) -> str:
         raise ValueError("Only an encoder in float32 on the CPU that is no ONNX file yet can be exported.")
     network, example = encoder.network, encoder.example()
     batch = torch.export.Dim("batch")
-    with write_whole(file) as beside:
+    with atomic_write(file) as beside:
         try:
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
@@ -138,7 +128,7 @@ def export(encoder, target) -> str:
             raise ValueError(f"{encoder.name!r} gives other embeddings as ONNX (by up to {difference:.2g}).")
         settings = {"format": FORMAT, "checkpoint": encoder.name, "pooling": encoder.pooling, "dim": encoder.dim}
         settings |= {"digest": digest, "processor": json.loads(encoder.processor.to_json_string())}
-        write_json(settings_of(file), settings)
+        write_json(sidecar_path(file), settings)
     size = file.stat().st_size / 1e6
     return (
         f"{file}: {encoder.dim} numbers an image ({encoder.pooling}), {size:.1f} MB; "

@@ -7,7 +7,7 @@ import copy
 import torch
 from transformers import MODEL_MAPPING, PreTrainedModel
 
-from imgsim.sources.cache import first_line
+from imgsim.sources.errors import first_line
 
 POOLINGS = {
     "class token": "the first output token, into which a transformer gathers the whole image",
@@ -23,7 +23,7 @@ def model_type(model: torch.nn.Module) -> str:
     return getattr(getattr(model, "config", model), "model_type", type(model).__name__)
 
 
-def show_all(sequence: torch.Tensor, noise=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def no_masking(sequence: torch.Tensor, noise=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """ViTMAE's masking with nothing masked: all patches in their order, none marked, no shuffle to undo."""
     order = torch.arange(sequence.shape[1], device=sequence.device).expand(sequence.shape[:2])
     return sequence, torch.zeros_like(order), order
@@ -35,7 +35,7 @@ def backbone(model: torch.nn.Module) -> torch.nn.Module:
         model = model.base_model  # not always: DINOv3's bare model calls a part of itself its base
     if hasattr(getattr(model, "embeddings", None), "random_masking"):
         model = copy.deepcopy(model)  # whoever gave it may go on training it, with masks
-        model.embeddings.random_masking = show_all
+        model.embeddings.random_masking = no_masking
     return model
 
 
@@ -50,7 +50,7 @@ def prefix_tokens(model: torch.nn.Module) -> int:
     return sum(weights.numel() // weights.shape[-1] for weights in tokens)
 
 
-def choose(model: torch.nn.Module, outputs) -> str:
+def choose_pooling(model: torch.nn.Module, outputs) -> str:
     """The pooling that suits a model, by its parts and outputs.
 
     Rows stay as they are, and a dual encoder (CLIP, SigLIP) has its joint space. Else it is the model's own
@@ -70,12 +70,12 @@ def choose(model: torch.nn.Module, outputs) -> str:
         if dense
         else ("pooler", "class token", "mean")
     ):
-        if offers(model, outputs, pooling):
+        if supports(model, outputs, pooling):
             return pooling
     raise ValueError(f"A model of type {model_type(model)!r} gives no output that stands for a whole image.")
 
 
-def offers(model: torch.nn.Module, outputs, pooling: str) -> bool:
+def supports(model: torch.nn.Module, outputs, pooling: str) -> bool:
     """Whether these outputs can be pooled in this way."""
     if pooling in ("pooler", "joint space"):
         pooled = isinstance(getattr(outputs, "pooler_output", None), torch.Tensor)
@@ -90,7 +90,7 @@ def offers(model: torch.nn.Module, outputs, pooling: str) -> bool:
 class Pooled(torch.nn.Module):
     """A vision model and its pooling as one module: pixels (b, 3, h, w) in, rows (b, d) out.
 
-    pooling: one of POOLINGS, or None to `choose` at the first look at an image.
+    pooling: one of POOLINGS, or None to `choose_pooling` at the first look at an image.
     """
 
     def __init__(self, model: torch.nn.Module, pooling: str | None = None):
@@ -100,7 +100,7 @@ class Pooled(torch.nn.Module):
         self.model = backbone(model)
         self.pooling = pooling
 
-    def settle(self, pixels: torch.Tensor) -> int:
+    def resolve_pooling(self, pixels: torch.Tensor) -> int:
         """Settle the pooling by a real pass over two copies of an image (2, 3, h, w); returns the rows' length.
 
         Raises ValueError for a model that does not give each image one row, the same for the same image.
@@ -110,8 +110,8 @@ class Pooled(torch.nn.Module):
             outputs = self.outputs(pixels)
         except Exception as error:  # whatever a model of something else than images raises
             raise ValueError(f"A model of type {kind!r} cannot embed images: {first_line(error)}") from error
-        chosen = choose(self.model, outputs)
-        if self.pooling not in (None, chosen) and (chosen == "rows" or not offers(self.model, outputs, self.pooling)):
+        chosen = choose_pooling(self.model, outputs)
+        if self.pooling not in (None, chosen) and (chosen == "rows" or not supports(self.model, outputs, self.pooling)):
             raise ValueError(f"A model of type {kind!r} cannot be pooled by {self.pooling!r}, but by {chosen!r}.")
         self.pooling = self.pooling or chosen
         rows = self.pool(outputs)

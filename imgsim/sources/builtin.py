@@ -11,11 +11,14 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from tqdm import tqdm
+
+from imgsim.sources.cache import cache_folder
 
 CLASSES = ("angular_leaf_spot", "bean_rust", "healthy")
 SPLITS = {"train": 1034, "validation": 133, "test": 128}  # the sizes of Beans
@@ -298,3 +301,10 @@ def draw_folder(folder, seed=0, sizes=SPLITS, size=256) -> Path:
             if not folder.is_dir():
                 raise
     return folder
+
+
+def builtin_folder() -> Path:
+    """Return the folder of the built-in images in the cache, rendered if it is not there yet."""
+    rendering = Path(__file__).read_bytes()  # other code renders another dataset
+    folder = cache_folder() / f"leaves-{blake2b(rendering, digest_size=4).hexdigest()}"
+    return folder if folder.exists() else draw_folder(folder)

@@ -12,14 +12,17 @@ import numpy as np
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
+from datasets import Image
+
+from imgsim.sources.errors import first_line
 
 PIL.Image.init()
 # Nothing else is tried: pillow would hand PostScript, whatever its suffix, to a program that executes it.
-KINDS = [kind for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF") if kind in PIL.Image.OPEN]
-NO_IMAGE = f"not recognised as {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+FORMATS = [kind for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF") if kind in PIL.Image.OPEN]
+NO_IMAGE = f"not recognised as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 EMPTY = "an empty file"
 THINNEST = 500  # times as long as wide: an image processor that scales the short side to 256 needs 400 MB for it
-VERSION = 2  # raise it when open_image shows other pixels than before: what was embedded is then made anew
+DECODER_VERSION = 2  # raise it when open_image shows other pixels than before: images are then embedded anew
 
 
 def open_image(source) -> PIL.Image.Image:
@@ -34,17 +37,17 @@ def open_image(source) -> PIL.Image.Image:
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     name = str(source) if isinstance(source, (str, os.PathLike)) else "the image"
     try:
-        return as_seen(read(source))
+        return to_display_rgb(read(source))
     except Exception as error:  # pillow's decoders raise all kinds
         raise ValueError(f"{name} cannot be read as an image: {reason(error)}") from error
 
 
-def defect(source) -> str | None:
+def why_unreadable(source) -> str | None:
     """Why `open_image` would refuse a path, bytes or a data set's {"bytes", "path"}, or None where it would not."""
     if isinstance(source, dict):
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     try:
-        as_seen(read(source, quick=True))
+        to_display_rgb(read(source, quick=True))
     except Exception as error:
         return reason(error)
 
@@ -72,7 +75,7 @@ def read(source, quick: bool = False) -> PIL.Image.Image:
         raise ValueError(f"a path, bytes, a PIL image or an array is needed, not {source!r:.40}")
     if not source:
         raise ValueError(EMPTY)
-    image = PIL.Image.open(BytesIO(source), formats=KINDS)
+    image = PIL.Image.open(BytesIO(source), formats=FORMATS)
     if quick:
         image.draft("RGB", (32, 32))
     return image
@@ -104,7 +107,7 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
     return np.round(scaled.clip(0, 255)).astype(np.uint8)
 
 
-def as_seen(image: PIL.Image.Image) -> PIL.Image.Image:
+def to_display_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """A pillow image of any mode as RGB, the way a viewer shows it; the image given stays as it is."""
     if max(image.size) > THINNEST * min(image.size) or not min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels are too thin a strip")
@@ -115,23 +118,23 @@ def as_seen(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode[0] in "IF":  # pillow's own conversion clips where it should scale
         image = PIL.Image.fromarray(to_bytes(np.asarray(image)))
     if not image.has_transparency_data:
-        return in_srgb(image, image.mode, profile)
+        return to_srgb(image, image.mode, profile)
     coloured = image.convert("RGBA")
     white = PIL.Image.new("RGB", image.size, "white")
-    return PIL.Image.composite(in_srgb(coloured, image.mode, profile), white, coloured.getchannel("A"))
+    return PIL.Image.composite(to_srgb(coloured, image.mode, profile), white, coloured.getchannel("A"))
 
 
-def in_srgb(image: PIL.Image.Image, mode: str, profile: bytes | None) -> PIL.Image.Image:
+def to_srgb(image: PIL.Image.Image, mode: str, profile: bytes | None) -> PIL.Image.Image:
     """An image, stored in this mode with this colour profile, as RGB in sRGB."""
     space = {"CMYK": "CMYK", "LAB": "LAB", "1": "L", "L": "L", "LA": "L"}.get(mode, "RGB")
-    meant, transform = conversion(profile or b"", space == "LAB")
+    meant, transform = srgb_transform(profile or b"", space == "LAB")
     if transform is None or (meant != space and (meant, space) != ("RGB", "L")):
         return image.convert("RGB")
     return PIL.ImageCms.applyTransform(image.convert(meant), transform)
 
 
 @lru_cache(32)
-def conversion(profile: bytes, lab: bool):
+def srgb_transform(profile: bytes, lab: bool):
     """The mode that a colour profile is for and the transform from it to sRGB: None where colours stay as they are."""
     cms = PIL.ImageCms
     if not (profile or lab):
@@ -151,3 +154,15 @@ def conversion(profile: bytes, lab: bool):
         if np.abs(change).max() <= 2:
             return mode, None
     return mode, transform
+
+
+def open_or_error(source) -> PIL.Image.Image | str:
+    """Open an image, or return the sentence that says why it cannot be opened; an exception is such a reason."""
+    if isinstance(source, Exception):
+        return first_line(source)
+    try:
+        if isinstance(source, dict) and source["bytes"] is None and "://" in (source["path"] or ""):
+            source = Image().decode_example(source)  # on the Hub
+        return open_image(source)
+    except (ValueError, OSError) as error:
+        return str(error)

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from tqdm import tqdm
 
 from imgsim.sources.cache import cache_folder, write_json
-from imgsim.sources.decode import EMPTY, NO_IMAGE, defect
+from imgsim.sources.decode import EMPTY, NO_IMAGE, why_unreadable
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif"}
 SUFFIXES |= {".heic", ".heif"}  # nothing here reads them: listed as such rather than passed over
@@ -51,7 +51,7 @@ def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def stamp(path: Path) -> list[int] | None:
+def file_signature(path: Path) -> list[int] | None:
     """What changes when a file does; None where there is no such file."""
     try:
         stat = path.stat()
@@ -60,50 +60,50 @@ def stamp(path: Path) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def spelt(path: Path) -> str:
+def printable_path(path: Path) -> str:
     """A path as text that can be stored and printed, whatever bytes are in it."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def check_files(folder: Path, paths: list[Path]) -> dict[Path, str]:
-    """Decode every file once: those that are defect, and why. Which were found whole is kept in the cache."""
+    """Decode every file once: those that are why_unreadable, and why. Which were found whole is kept in the cache."""
     key = blake2b(os.fsencode(folder) + PIL.__version__.encode(), digest_size=16).hexdigest()
     file = cache_folder("checked") / f"{key}.json"
     try:
         known = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         known = {}
-    stamps = {path: stamp(path) for path in paths}
-    names = {path: spelt(path.relative_to(folder)) for path in paths}
+    stamps = {path: file_signature(path) for path in paths}
+    names = {path: printable_path(path.relative_to(folder)) for path in paths}
     new = [path for path in paths if stamps[path] is None or known.get(names[path]) != stamps[path]]
     with ThreadPoolExecutor() as pool, warnings.catch_warnings(action="ignore"):  # pillow's, of odd metadata
-        reasons = list(tqdm(pool.map(defect, new), "checking images", total=len(new), unit="image", delay=2))
+        reasons = list(tqdm(pool.map(why_unreadable, new), "checking images", total=len(new), unit="image", delay=2))
     defects = {path: why for path, why in zip(new, reasons, strict=True) if why}
     if len(new) > len(defects):
         write_json(file, {names[path]: stamps[path] for path in paths if path not in defects})
     return defects
 
 
-def arrange(folder: Path, paths: list[Path]) -> tuple[list[tuple[str, str | None, Path]], list[Path]]:
+def splits_and_labels(folder: Path, paths: list[Path]) -> tuple[list[tuple[str, str | None, Path]], list[Path]]:
     """Read splits and labels from the folders: (split, label, path) for every image, and those that belong nowhere.
 
     [around/][split/][class/][deeper/]name: a folder around everything says nothing, and the label is the first
     folder below. It takes two class folders, and no image beside them, to make labels; folders named by date are none.
     """
-    parts = without_common([path.relative_to(folder).parts for path in paths])
+    parts = strip_common_folders([path.relative_to(folder).parts for path in paths])
     places = [SPLIT_NAMES.get(part[0].lower()) if len(part) > 1 else None for part in parts]
     if {"train"} < set(places) - {None} or None not in places:
         outside = [path for path, place in zip(paths, places, strict=True) if not place]
         kept = [(*row, part[1:]) for *row, part in zip(places, paths, parts, strict=True) if row[0]]
     else:
         outside, kept = [], [("train", path, part) for path, part in zip(paths, parts, strict=True)]
-    inner = without_common([part for _, _, part in kept])
+    inner = strip_common_folders([part for _, _, part in kept])
     classes = {part[0] for part in inner if len(part) > 1}
     beside = [path for (_, path, _), part in zip(kept, inner, strict=True) if len(part) == 1]
     dates = bool(classes) and all(map(DATE.fullmatch, classes))
     if beside and len(classes) > 1:
         more = f" and {len(beside) - 1:,} more lie" if len(beside) > 1 else " lies"
-        print(f"{spelt(beside[0].relative_to(folder))!r}{more} beside the class folders: there are no labels.")
+        print(f"{printable_path(beside[0].relative_to(folder))!r}{more} beside the class folders: there are no labels.")
     elif dates and len(classes) > 1:
         print("The folders are named by date, which is no class: there are no labels.")
     labelled = len(classes) > 1 and not beside and not dates
@@ -111,7 +111,7 @@ def arrange(folder: Path, paths: list[Path]) -> tuple[list[tuple[str, str | None
     return rows, outside
 
 
-def without_common(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def strip_common_folders(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Paths' parts without the folders that all have in common, up to the first that names a split."""
     first, last = (choose((part[:-1] for part in parts), default=()) for choose in (min, max))
     shared = takewhile(
@@ -128,9 +128,11 @@ def load_folder(folder: Path) -> tuple[DatasetDict, list[dict]]:
     listed = {path: why for path, why in defects.items() if path.suffix or why not in (NO_IMAGE, EMPTY)}
     good = [path for path in paths if path not in defects]
     if not good:
-        first = "".join(f"; {spelt(path.relative_to(folder))!r}: {why}" for path, why in list(listed.items())[:1])
+        first = "".join(
+            f"; {printable_path(path.relative_to(folder))!r}: {why}" for path, why in list(listed.items())[:1]
+        )
         raise ValueError(f"dataset {str(folder)!r}: the folder holds no readable image{first}.")
-    rows, outside = arrange(folder, good)
+    rows, outside = splits_and_labels(folder, good)
     listed |= dict.fromkeys(outside, "outside the folders of the splits")
     features = {"image_file_path": Value("string"), "image": Image()}
     labels = sorted({label for _, label, _ in rows if label is not None})
@@ -139,14 +141,17 @@ def load_folder(folder: Path) -> tuple[DatasetDict, list[dict]]:
     splits = {}
     for split in sorted({split for split, _, _ in rows}, key=("train", "validation", "test").index):
         chosen = [(label, path) for place, label, path in rows if place == split]
-        columns = {"image_file_path": [spelt(path) for _, path in chosen], "image": [refer(path) for _, path in chosen]}
+        columns = {
+            "image_file_path": [printable_path(path) for _, path in chosen],
+            "image": [image_reference(path) for _, path in chosen],
+        }
         if labels:
             columns["labels"] = [label for label, _ in chosen]
         splits[split] = Dataset.from_dict(columns, Features(features))
-    skipped = [{"path": spelt(path.relative_to(folder)), "reason": why} for path, why in listed.items()]
+    skipped = [{"path": printable_path(path.relative_to(folder)), "reason": why} for path, why in listed.items()]
     return DatasetDict(splits), skipped
 
 
-def refer(path: Path) -> str | dict:
+def image_reference(path: Path) -> str | dict:
     """What a data set stores of a file: its path, or its bytes where the path is no valid text."""
-    return str(path) if spelt(path) == str(path) else {"path": None, "bytes": path.read_bytes()}
+    return str(path) if printable_path(path) == str(path) else {"path": None, "bytes": path.read_bytes()}

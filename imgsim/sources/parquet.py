@@ -8,15 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 import PIL
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
 from tqdm import tqdm
 
 from imgsim.sources.cache import cache_folder, write_json
-from imgsim.sources.decode import defect, open_image
+from imgsim.sources.decode import why_unreadable
 
 CHUNK = 256  # rows whose bytes are held at a time
+
+
+def has_parquet(folder: Path) -> bool:
+    """Tell whether a folder holds Parquet files, hidden ones apart."""
+    names = (path.relative_to(folder).parts for path in folder.rglob("*.parquet"))
+    return any(not any(part.startswith(".") for part in parts) for parts in names)
 
 
 def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[DatasetDict, list[dict]]:
@@ -48,7 +53,10 @@ def name_columns(images: DatasetDict, options: dict[str, str]) -> DatasetDict:
     for key in ("image", "label"):
         if options.get(key, next(iter(features))) not in features:
             raise ValueError(f"there is no column {options[key]!r}, only {', '.join(features)}.")
-    image, label = options.get("image") or find_image(features), options.get("label") or find_label(images, features)
+    image, label = (
+        options.get("image") or image_column(features),
+        options.get("label") or label_column(images, features),
+    )
     if image is None:
         raise ValueError(f"no column holds images, only {', '.join(features)}.")
     chosen = {old: new for old, new in ((image, "image"), (label, "labels")) if old}
@@ -69,7 +77,7 @@ def name_columns(images: DatasetDict, options: dict[str, str]) -> DatasetDict:
     raise ValueError(f"the column {label!r} holds no labels (names or whole numbers) but {features[label]}.")
 
 
-def find_image(features: dict) -> str | None:
+def image_column(features: dict) -> str | None:
     """The column that holds images, by its type; the one called image where there are several."""
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
     if not columns:  # as other libraries than datasets write images
@@ -77,7 +85,7 @@ def find_image(features: dict) -> str | None:
     return "image" if "image" in columns else columns[0] if columns else None
 
 
-def find_label(images: DatasetDict, features: dict) -> str | None:
+def label_column(images: DatasetDict, features: dict) -> str | None:
     """The column of the classes: one called so, of numbers or of names that repeat, or else the only ClassLabel."""
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     for name in ("labels", "label"):
@@ -91,7 +99,7 @@ def find_label(images: DatasetDict, features: dict) -> str | None:
 
 
 def broken_rows(split: Dataset, name: str) -> dict[int, str]:
-    """Decode every image once: the rows that are defect, and why. The answer is kept in the cache."""
+    """Decode every image once: the rows that are why_unreadable, and why. The answer is kept in the cache."""
     key = blake2b(f"{split._fingerprint} {PIL.__version__}".encode(), digest_size=16).hexdigest()
     file = cache_folder("checked") / f"{key}.json"
     try:
@@ -102,56 +110,8 @@ def broken_rows(split: Dataset, name: str) -> dict[int, str]:
     progress = {"total": len(split), "desc": f"checking {name}", "unit": "image", "delay": 2}
     with ThreadPoolExecutor() as pool, tqdm(**progress) as bar, warnings.catch_warnings(action="ignore"):
         for start in range(0, len(split), CHUNK):
-            reasons = pool.map(defect, sources[start : start + CHUNK])
+            reasons = pool.map(why_unreadable, sources[start : start + CHUNK])
             broken |= {row: why for row, why in enumerate(reasons, start) if why}
             bar.update(min(CHUNK, len(split) - start))
     write_json(file, broken)
     return broken
-
-
-def embed_stream(encoder, stream: IterableDataset, batch_size: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Embed a stream with the columns image and, where there are classes, labels, batch by batch.
-
-    Returns embeddings (n, d), labels (n,) or None, and positions in the stream (n,). What cannot be read is passed
-    over, and counted at the end.
-    """
-    columns = stream.column_names or list(next(iter(stream), {}))
-    if "image" not in columns:
-        raise ValueError(f"The stream has no column 'image', only {', '.join(columns)}: rename_columns names one so.")
-    rows, labels, positions, passed, start = [np.empty((0, encoder.dim), np.float32)], [], [], {}, 0
-    if stream.features:
-        stream = stream.cast_column("image", Image(decode=False))
-    with ThreadPoolExecutor() as pool, tqdm(desc="embedding a stream", unit="image", delay=1) as bar:
-        for batch in stream.iter(batch_size):
-            opened = list(pool.map(open_or_say, batch["image"]))
-            whole = [i for i, image in enumerate(opened) if not isinstance(image, str)]
-            passed |= {start + i: why for i, why in enumerate(opened) if isinstance(why, str)}
-            positions += [start + i for i in whole]
-            labels += [batch["labels"][i] if "labels" in batch else None for i in whole]
-            rows.append(encoder.embed([opened[i] for i in whole], batch_size))
-            start += len(opened)
-            bar.update(len(opened))
-    if passed:
-        row, why = next(iter(passed.items()))
-        print(f"Left out {len(passed):,} images of the stream that cannot be read, the first in row {row}: {why}")
-    return np.concatenate(rows), as_numbers(labels), np.array(positions, np.int64)
-
-
-def as_numbers(labels: list) -> np.ndarray | None:
-    """Labels as whole numbers (n,): names by their place in the alphabet, what is missing -1; None where all are."""
-    known = [label for label in labels if label is not None]
-    if any(isinstance(label, str) for label in known):
-        places = {name: place for place, name in enumerate(sorted(set(known)))}
-        labels = [places.get(label, -1) for label in labels]
-    numbers = np.array([-1 if label is None else label for label in labels], np.int64)
-    return np.maximum(numbers, -1) if (numbers >= 0).any() or not len(numbers) else None
-
-
-def open_or_say(source):
-    """An opened image, or the sentence that says why it cannot be."""
-    try:
-        if isinstance(source, dict) and source["bytes"] is None and "://" in (source["path"] or ""):
-            source = Image().decode_example(source)  # on the Hub
-        return open_image(source)
-    except (ValueError, OSError) as error:
-        return str(error)

@@ -146,6 +146,6 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(exported, che
 
 
 def test_without_onnx_runtime_a_sentence_says_what_to_install(exported, monkeypatch, refused):
-    monkeypatch.setattr("imgsim.models.onnx.find_spec", lambda name: None)
-    with refused("imgsim[onnx]"):
+    monkeypatch.setattr("imgsim.sources.errors.find_spec", lambda name: None)
+    with refused("pip install onnxruntime"):
         read_settings(exported)

@@ -12,8 +12,10 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from imgsim import load_encoder, load_images
+from imgsim.search.storage import Blocks, read_arrays, write_arrays
 from imgsim.sources import cache as store
-from imgsim.sources.cache import Blocks, cache_folder, locate, read_arrays, write_arrays, write_json, write_whole
+from imgsim.sources.cache import atomic_write, cache_folder, write_json
+from imgsim.sources.hub import locate
 
 
 def names(folder):
@@ -42,7 +44,7 @@ def test_a_file_is_written_whole(tmp_path):
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_write_that_fails_leaves_what_was_there(error, tmp_path):
     write_json(tmp_path / "a.json", 1)
-    with pytest.raises(error), write_whole(tmp_path / "a.json") as beside:
+    with pytest.raises(error), atomic_write(tmp_path / "a.json") as beside:
         beside.write_text("half")
         raise error
     assert (tmp_path / "a.json").read_text() == "1\n" and names(tmp_path) == ["a.json"]

@@ -8,8 +8,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, l
 from oddities import contents
 
 from imgsim import BuildLSHTable, candidates_and_queries, load_images
-from imgsim.images import add_options, join_source, labels_of, split_source
-from imgsim.sources.parquet import as_numbers
+from imgsim.images import encode_labels, labels_of
+from imgsim.sources.names import add_options, join_source, split_source
 
 
 @pytest.fixture(autouse=True)
@@ -230,8 +230,8 @@ def test_where_a_split_has_no_labels_at_all_neither_has():
     ],
 )
 def test_labels_as_numbers(labels, numbers):
-    assert (None if numbers is None else as_numbers(labels).tolist()) == numbers
-    assert numbers is not None or as_numbers(labels) is None
+    assert (None if numbers is None else encode_labels(labels).tolist()) == numbers
+    assert numbers is not None or encode_labels(labels) is None
 
 
 @pytest.mark.parametrize("kind", ["names", "classes", "none"])
@@ -245,10 +245,10 @@ def test_an_index_of_a_stream_is_that_of_the_loaded_set(kind, publish, pictures,
     stream = load_dataset("parquet", data_files=files, split="train", streaming=True)
     streamed = BuildLSHTable(encoder, batch_size=6).build(stream)
     loaded = BuildLSHTable(encoder, batch_size=6).build(load_images(folder)["train"])
-    np.testing.assert_array_equal(streamed.embeddings, loaded.embeddings)
+    np.testing.assert_array_equal(streamed.vectors, loaded.vectors)
     np.testing.assert_array_equal(streamed.lsh.codes, loaded.lsh.codes)
-    np.testing.assert_array_equal(streamed.lsh.entries.ids, loaded.lsh.entries.ids)
-    np.testing.assert_array_equal(streamed.lsh.entries.labels, loaded.lsh.entries.labels)
+    np.testing.assert_array_equal(streamed.ids, loaded.ids)
+    np.testing.assert_array_equal(streamed.labels, loaded.labels)
 
 
 def test_a_stream_is_read_batch_by_batch_and_what_is_broken_passed_over(encoder, pictures, capsys):
@@ -273,7 +273,7 @@ def test_a_stream_is_read_batch_by_batch_and_what_is_broken_passed_over(encoder,
 
     index = BuildLSHTable(Watched(), batch_size=4).build(stream)
     assert [n for n, _ in seen] == [3, 3, 2] and seen[0][1] < 10
-    assert index.lsh.entries.ids.tolist() == index.lsh.entries.labels.tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
+    assert index.ids.tolist() == index.labels.tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
     assert "Left out 2 images of the stream" in capsys.readouterr().out
 
 

@@ -10,9 +10,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
 
-from imgsim.encoder import Encoder, load_encoder, quiet
+from imgsim.encoder import Encoder, load_encoder
+from imgsim.models.loading import quiet
 from imgsim.models.pooling import model_type
-from imgsim.sources.cache import first_line, locate
+from imgsim.sources.errors import first_line
+from imgsim.sources.hub import locate
 
 BUILTIN = Path(__file__).parents[2] / "assets" / "leaf-captions"
 LOADING = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, SafetensorError)
@@ -29,8 +31,8 @@ class TextEncoder:
         if other.pooling != "joint space" or not hasattr(other.model, "get_text_features"):
             kind = model_type(other.model)
             raise ValueError(f"{other.name!r}, of type {kind!r}, has no text side: take a CLIP, a SigLIP or a CLAP.")
-        self.model, self.device, self.dim, self.name, self.digest, self.about = (
-            getattr(other, name) for name in ("model", "device", "dim", "name", "digest", "about")
+        self.model, self.device, self.dim, self.name, self.digest, self.describe = (
+            getattr(other, name) for name in ("model", "device", "dim", "name", "digest", "describe")
         )
         try:
             self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(
@@ -105,17 +107,13 @@ class AudioEncoder(Encoder):
         inputs = self.processor(sounds, sampling_rate=self.sampling_rate, return_tensors="pt")
         return inputs[self.processor.model_input_names[0]]
 
-    def place(self, pixels: torch.Tensor) -> torch.Tensor:
+    def to_device(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs where and how the network takes them."""
-        return pixels.to(self.device, self.dtype)
+        return inputs.to(self.device, self.dtype)
 
-    def step(self, batch_size: int) -> int:
+    def micro_batch(self, batch_size: int) -> int:
         """One sound at a time."""
         return 1
-
-    def embed(self, images, batch_size: int = 48) -> np.ndarray:
-        """Embed a sequence of sounds into rows (n, d), float32, as the model gives them."""
-        return self._embed(images, batch_size)
 
 
 def load_audio_encoder(checkpoint, device=None) -> AudioEncoder:

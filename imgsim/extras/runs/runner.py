@@ -17,11 +17,15 @@ from pathlib import Path
 import yaml
 from datasets import Dataset, Image
 
+import imgsim
 from imgsim.hashing import check_settings
-from imgsim.images import candidates_and_queries, fingerprint, join_source, load_images, split_source
-from imgsim.sources.cache import UNTRAINED, locate, write_json
+from imgsim.images import candidates_and_queries, fingerprint, load_images
+from imgsim.sources.cache import write_json
+from imgsim.sources.errors import require
+from imgsim.sources.hub import locate
+from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
+PACKAGE = Path(imgsim.__file__).resolve().parent
 NOTEBOOKS = ("01_embeddings", "02_hashing", "03_tables", "04_inference")
 POINT = "sweep/point"  # executed for each point of a sweep
 DEFAULTS = {
@@ -36,7 +40,8 @@ DEFAULTS = {
     "dtype": "float32",
 }
 SHORT = {"k": "hash_size", "L": "num_tables", "p": "probes", "seed": "seed"}  # in a run's name
-LIBRARIES = ("imgsim", "numpy", "numba", "pillow", "torch", "transformers", "datasets", "papermill")
+NOTEBOOK_TOOLS = ("papermill", "nbconvert", "latex2mathml", "ipykernel")
+LIBRARIES = ("numpy", "numba", "pillow", "torch", "transformers", "datasets", "papermill")
 
 
 def check(settings: dict) -> dict:
@@ -85,8 +90,8 @@ def read_params(path) -> dict:
 
 def run_name(settings: dict) -> str:
     """A folder's name made of the settings: beans-mobilenet-v1-025-k8-L10-p8-seed0."""
-    untrained = UNTRAINED * settings["checkpoint"].startswith(UNTRAINED)
-    checkpoint = untrained + Path(settings["checkpoint"].removeprefix(untrained)).name
+    prefix, checkpoint = split_checkpoint(settings["checkpoint"])
+    checkpoint = prefix + Path(checkpoint).name
     numbers = "".join(f"-{short}{settings[key]}" for short, key in SHORT.items())
     precision = f"-{settings['dtype']}" if settings["dtype"] != DEFAULTS["dtype"] else ""
     return re.sub(r"[^\w.-]+", "-", f"{Path(settings['dataset']).name}-{checkpoint}{numbers}{precision}")
@@ -101,13 +106,16 @@ def find_inputs(settings: dict) -> tuple[dict, dict]:
         if not (commit := commit_of(folder)):
             settings["dataset"] = join_source(str(folder), options)
         found |= {"dataset_commit": commit} if commit else {}
-    prefix = UNTRAINED if settings["checkpoint"].startswith(UNTRAINED) else ""
-    name = settings["checkpoint"].removeprefix(prefix)
-    if name.endswith(".onnx") or settings["dtype"] != DEFAULTS["dtype"]:
-        from imgsim.encoder import check_encoder  # loads torch
+    prefix, name = split_checkpoint(settings["checkpoint"])
+    if is_onnx(name) or settings["dtype"] != DEFAULTS["dtype"]:
+        from imgsim.models.loading import pick_device, pick_dtype  # torch
 
-        settings["checkpoint"] = prefix + check_encoder(name, settings["dtype"])
-    if name != "builtin" and not name.endswith(".onnx"):
+        pick_dtype(settings["dtype"], pick_device(name), name)
+    if is_onnx(name):
+        from imgsim.models.onnx import read_settings
+
+        settings["checkpoint"] = f"{prefix}{read_settings(name)['file'].resolve()}"
+    elif name != "builtin":
         folder = locate(name, "checkpoint")
         if not (commit := commit_of(folder)):
             settings["checkpoint"] = f"{prefix}{folder}"
@@ -127,13 +135,19 @@ def digests_of(splits: tuple[Dataset, Dataset]) -> dict:
     return dict(zip(("candidates", "queries"), map(fingerprint, splits), strict=True))
 
 
+def find_notebook(name: str) -> Path:
+    """Find a notebook that is executed as a template: a wheel has it in the package, a checkout beside it."""
+    folder = PACKAGE / "notebooks"
+    return (folder if folder.is_dir() else PACKAGE.parent / "notebooks") / f"{name}.ipynb"
+
+
 def code_digest() -> str:
     """A digest of all code that a result depends on: the package's, and that in the notebooks' cells."""
     digest = blake2b(digest_size=8)
-    for path in sorted((ROOT / "imgsim").rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())
     for name in (*NOTEBOOKS, POINT):
-        cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(find_notebook(name).read_text(encoding="utf-8"))["cells"]
         digest.update("\0".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").encode())
     return digest.hexdigest()
 
@@ -142,13 +156,16 @@ def environment() -> dict:
     """What a result depends on beside settings and inputs: versions, machine, and the code with its commit."""
 
     def git(*words: str) -> str:
+        if not (PACKAGE.parent / ".git").exists():  # installed: a repository around site-packages is another project's
+            return ""
         try:
-            return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True).stdout.strip()
+            return subprocess.run(["git", "-C", PACKAGE.parent, *words], capture_output=True, text=True).stdout.strip()
         except OSError:  # no git here
             return ""
 
     return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "versions": {"python": platform.python_version(), "imgsim": imgsim.__version__}
+        | {name: version(name) for name in LIBRARIES},
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",
         "code": code_digest(),
         "commit": git("rev-parse", "HEAD") or None,
@@ -196,12 +213,12 @@ def execute(name: str, settings: dict, folder: Path, progress: bool = True) -> P
     """Execute one notebook with those of the settings that it takes; the executed copy goes to the folder."""
     import papermill
 
-    source = ROOT / "notebooks" / f"{name}.ipynb"
+    source = find_notebook(name)
     target = folder / source.name
     known = papermill.inspect_notebook(str(source))
     parameters = {key: value for key, value in settings.items() if key in known}
     quiet = ["--IPKernelApp.log_level=ERROR"]  # kernels talk on this machine only, and warn that they do
-    options = {"cwd": str(ROOT), "kernel_name": "python3", "progress_bar": progress, "extra_arguments": quiet}
+    options = {"kernel_name": "python3", "progress_bar": progress, "extra_arguments": quiet}
     papermill.execute_notebook(str(source), str(target), parameters, **options)
     return target
 
@@ -212,13 +229,14 @@ def run(settings: dict, output=None) -> Path:
     Raises ValueError or ConnectionError, before anything is run or written, where a setting, the data set or
     the checkpoint is wrong, and PapermillExecutionError where a notebook fails.
     """
+    require(NOTEBOOK_TOOLS, "notebooks")
     from imgsim.extras.runs.report import write_report  # nbconvert takes a second to import
 
     settings, found = find_inputs(check(settings))
     images = load_images(settings["dataset"])
     splits = candidates_and_queries(images, settings["seed"])
     found |= digests_of(splits)
-    folder = Path(output).expanduser().resolve() if output else ROOT / "outputs" / run_name(settings)
+    folder = Path(output or f"outputs/{run_name(settings)}").expanduser().resolve()
     with replacing(folder):
         executed = [execute(name, settings | {"output": str(folder)}, folder) for name in NOTEBOOKS]
         write_report(executed, folder / "report.html")

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from imgsim.extras.runs.environment import environ
 from imgsim.extras.runs.runner import run
 from imgsim.images import candidates_and_queries, load_images
-from imgsim.sources.cache import environ, write_whole
+from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import open_image
 
 TIMES = ("embed_images_per_second", "build_seconds", "query_ms")
@@ -109,6 +110,6 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
     target = Path(output or folder / "figures" / f"query-{Path(photo).stem}.png").expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     figure = plot_images([image, *files], ["query\n", *captions], columns=9)
-    with write_whole(target) as beside:
+    with atomic_write(target) as beside:
         figure.savefig(beside)
     return target

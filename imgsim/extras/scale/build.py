@@ -9,11 +9,10 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
-from imgsim.evaluation import normalise
-from imgsim.extras.scale.cluster import cluster, need_ray, work
+from imgsim.extras.scale.cluster import cluster, require_ray, work
 from imgsim.extras.scale.shards import Shards, as_lists, short_digest, vectors
 from imgsim.extras.scale.tasks import save_part, save_signatures, spread, stem_of, write_part
-from imgsim.hashing import Projection, check_settings, code_dtype, column_sums, draw_planes, whole
+from imgsim.hashing import Projection, check_integer, check_settings, code_dtype, column_sums, draw_planes, normalise
 
 SAMPLE, SAMPLED = 1 << 16, 32  # embeddings, and shards that they come from, whose mean is taken for the mean of all
 BUCKET = 16  # candidates in a bucket, where nobody says how many bits there shall be
@@ -31,7 +30,7 @@ def build(
     hash and id. hash_size: by default as many bits as leave some 16 candidates in a bucket. A job that was interrupted
     goes on where it stopped. Raises ValueError where there are no embeddings, or a shard of them is damaged.
     """
-    need_ray()
+    require_ray()
     embeddings, target, begin = Shards.at(folder, "embeddings"), Shards.at(folder, "index"), time.perf_counter()
     source, given = embeddings.manifest(), []
     count = source["count"]
@@ -41,7 +40,7 @@ def build(
     elif hash_size is None:
         hash_size = max(1, round(math.log2(count / BUCKET)))
     check_settings(hash_size, num_tables)
-    whole("seed", seed, 0)
+    check_integer(seed, "seed", 0)
     job = short_digest(version_of(source), hash_size, num_tables, seed, given)
     projection = fixed(target, job, embeddings, source, projection, (hash_size, num_tables, seed))
     top = min(hash_size, max(2, math.ceil(math.log2(count / PART))))  # bits that tell the parts of a table apart

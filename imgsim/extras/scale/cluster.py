@@ -7,13 +7,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from imgsim.sources.cache import environ, first_line
+from imgsim.extras.runs.environment import environ
+from imgsim.sources.errors import first_line, require
 
 STORE = 1 << 30  # bytes of shared memory that a local Ray keeps blocks in; what is more goes to disk
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -21,10 +21,9 @@ TOKEN = token_hex(32)  # one for the whole process: Ray reads it once
 BLOCK = 32 << 20  # bytes in a block, which is handed from step to step
 
 
-def need_ray() -> None:
-    """Raise a ValueError with one sentence where Ray Data is not installed."""
-    if lacking := [package for package in ("ray", "pyarrow") if find_spec(package) is None]:
-        raise ValueError(f"Scaling out needs {' and '.join(lacking)}: pip install 'imgsim[scale]'.")
+def require_ray() -> None:
+    """Check that Ray Data is installed."""
+    require(("ray", "pyarrow"), "scale")
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
     A local one obeys nobody who does not know its token, has no dashboard, and reports to nobody. cpus: how many tasks
     it works on at a time, by default as many as there are cores.
     """
-    need_ray()
+    require_ray()
     settings = {name: os.environ.get(name, value) for name, value in QUIET.items()}
     with environ(**settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")

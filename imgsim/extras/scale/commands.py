@@ -6,7 +6,7 @@ from imgsim.extras.scale import build as building
 from imgsim.extras.scale import embed as embedding
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.extras.scale.shards import Shards
-from imgsim.index import ABOUT, UNKNOWN
+from imgsim.index import NO_ENCODER, encoder_phrase
 
 
 def embed(images: str, folder: str, **settings) -> str:
@@ -28,14 +28,14 @@ def build(folder: str, **settings) -> str:
 
 def query(folder: str, photo: str, top_k: int, probes: int) -> str:
     index = ShardedIndex(folder, probes=probes)
-    made_with = UNKNOWN | index.manifest["encoder"]
+    made_with = NO_ENCODER | index.manifest["encoder"]
     if not made_with["name"]:
         raise ValueError(f"The embeddings in {folder!r} came from elsewhere: no checkpoint is known for {photo}.")
     from imgsim.encoder import load_encoder  # loads torch
 
     encoder = load_encoder(made_with["name"], dtype=made_with["dtype"], pooling=made_with["pooling"])
     if encoder.digest != made_with["digest"]:
-        raise ValueError(f"The embeddings in {folder!r} were not made with {ABOUT.format_map(made_with)} as it is now.")
+        raise ValueError(f"The embeddings in {folder!r} were not made with {encoder_phrase(made_with)} as it is now.")
     result = index.search(encoder.embed([photo]), top_k)
     ids = result.ids[0][result.ids[0] >= 0]
     rows = zip(result.cosines[0], ids, index.sources(ids), strict=False)

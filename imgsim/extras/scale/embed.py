@@ -10,12 +10,12 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
-from imgsim.extras.scale.cluster import cluster, need_ray, work
+from imgsim.extras.scale.cluster import cluster, require_ray, work
 from imgsim.extras.scale.shards import Shards, as_lists, short_digest
 from imgsim.extras.scale.sources import find
 from imgsim.extras.scale.tasks import Embed, OpenAndEmbed, decode, save_embeddings, write_embeddings
-from imgsim.hashing import whole
-from imgsim.index import UNKNOWN
+from imgsim.hashing import check_integer
+from imgsim.index import NO_ENCODER
 
 SHARD = 32 << 20  # bytes of embeddings in a shard
 PIECE = 64  # image files that a task opens
@@ -43,11 +43,11 @@ def embed(
     in a shard. A job that was interrupted goes on where it stopped. Returns the manifest, and with it
     images_per_second, counted from the end of the first batch on. Raises ValueError where there is nothing to embed.
     """
-    need_ray()
-    whole("batch_size", batch_size, 1)
-    whole("max_bad", max_bad, 0)
+    require_ray()
+    check_integer(batch_size, "batch_size", 1)
+    check_integer(max_bad, "max_bad", 0)
     cores = os.cpu_count() or 1
-    actors = (1 if num_gpus else cores) if concurrency is None else whole("concurrency", concurrency, 1)
+    actors = (1 if num_gpus else cores) if concurrency is None else check_integer(concurrency, "concurrency", 1)
     if num_gpus < 0:
         raise ValueError(f"num_gpus is {num_gpus}, but an actor has 0 GPUs, a part of one, or several.")
     from imgsim.encoder import load_encoder  # loads torch
@@ -87,7 +87,7 @@ def embed(
     if not manifest["count"]:
         first = manifest["skipped"][0]
         raise ValueError(f"{str(images)!r} holds no readable image: {first['source']}: {first['reason']}.")
-    manifest |= {"images": str(images), "encoder": encoder.about(), "dim": encoder.dim}
+    manifest |= {"images": str(images), "encoder": encoder.describe(), "dim": encoder.dim}
     target.publish(manifest)
     times, counts = np.array(sorted(ended)).reshape(-1, 2).T
     speed = counts[1:].sum() / (times[-1] - times[0]) if len(times) > 1 else math.nan
@@ -111,7 +111,7 @@ def check_bad(images, bad: int, max_bad: int, *skipped: dict) -> None:
 
 def rows_of_shards(wanted: int | None, count: int, dim: int) -> int:
     """How many rows a shard gets: as many as are wanted, or as make files of a good size, but several."""
-    return whole("shard_rows", min(SHARD // (2 * dim), -(-count // 16)) if wanted is None else wanted, 1)
+    return check_integer(min(SHARD // (2 * dim), -(-count // 16)) if wanted is None else wanted, "shard_rows", 1)
 
 
 def stems_for(count: int, rows: int) -> list[str]:
@@ -150,6 +150,6 @@ def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int |
             "source": [""] * len(ids[part]),
         }
         write_embeddings(target, job, number, pa.table(table), [])
-    manifest = manifest_of(target, job, stems, []) | {"images": "", "encoder": UNKNOWN, "dim": embeddings.shape[1]}
+    manifest = manifest_of(target, job, stems, []) | {"images": "", "encoder": NO_ENCODER, "dim": embeddings.shape[1]}
     target.publish(manifest)
     return manifest

@@ -10,14 +10,13 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from imgsim.evaluation import normalise
 from imgsim.extras.scale.build import read_projection, version_of
 from imgsim.extras.scale.shards import Shards, vectors
-from imgsim.hashing import whole
-from imgsim.index import kinds
-from imgsim.search.candidates import THREADS, Candidates, SearchResult
+from imgsim.hashing import check_integer, normalise
+from imgsim.index import SearchResult
 from imgsim.search.kernels import nearest_codes
-from imgsim.sources.cache import Blocks, write_arrays
+from imgsim.search.snapshot import THREADS, Snapshot
+from imgsim.search.storage import Blocks, array_specs, write_arrays
 
 
 class ShardedIndex:
@@ -51,8 +50,12 @@ class ShardedIndex:
         points = np.atleast_2d(np.asarray(embeddings, np.float32))
         if points.ndim != 2 or points.shape[1] != self.dim or not np.isfinite(points).all():
             raise ValueError(f"Finite embeddings of shape (m, {self.dim}) are needed, not {points.shape}.")
-        points, top_k, probes = normalise(points), whole("top_k", top_k, 1), whole("probes", self.probes, 0)
-        rerank = len(self) if self.rerank is None else whole("rerank", self.rerank, 0)
+        points, top_k, probes = (
+            normalise(points),
+            check_integer(top_k, "top_k", 1),
+            check_integer(self.probes, "probes", 0),
+        )
+        rerank = len(self) if self.rerank is None else check_integer(self.rerank, "rerank", 0)
         ids = self._in_buckets(nearest_codes(self.projection.margins(points), min(1 + probes, 1 << self.hash_size)))
         words = vectors(self._column(self.tables, self._signatures, ids, "signature"), np.uint64)
         seen = self._candidates(np.empty((len(ids), 0), np.float32), ids, words)  # to be ranked only
@@ -63,10 +66,8 @@ class ShardedIndex:
         rows, cosines, _, number = compared.search(points, top_k, probes, rerank)
         return SearchResult(np.where(rows >= 0, ids[best][rows], -1) if len(best) else rows, cosines, count, number)
 
-    def _candidates(self, points: np.ndarray, ids: np.ndarray, words: np.ndarray) -> Candidates:
-        candidates = Candidates(self.projection)
-        candidates.insert(points, ids, words=words)
-        return candidates
+    def _candidates(self, points: np.ndarray, ids: np.ndarray, words: np.ndarray) -> Snapshot:
+        return Snapshot.build(self.projection, points, ids, np.full(len(ids), -1), words)
 
     def _in_buckets(self, codes: np.ndarray) -> np.ndarray:
         """The ids (c,), in order, in buckets (m, L, b) of the tables."""
@@ -123,7 +124,7 @@ class ShardedIndex:
         count, tables, signatures = len(self), self.num_tables, [file["name"] for file in self._signatures]
         points = [file["name"] for file in self._embeddings]
         parts = [self._parts[place] for place in range(tables << self.manifest["top"])]
-        wanted = kinds(count, self.dim, self.hash_size, tables)
+        wanted = array_specs(count, self.dim, self.hash_size, tables)
         direct = wanted["starts"][1][1] > 0
         with tqdm(
             total=2 * len(signatures) + len(points) + 2 * len(parts), desc="exporting", unit="file", delay=1
@@ -142,7 +143,7 @@ class ShardedIndex:
                 "ids": [ids],
                 "labels": [np.full(count, -1)],
                 "signatures": (vectors(column, np.uint64) for column in read(self.tables, signatures, "signature")),
-                "embeddings": (
+                "vectors": (
                     normalise(vectors(column, np.float16)) for column in read(self.embeddings, points, "embedding")
                 ),
                 "codes": [] if direct else hashes,

@@ -17,7 +17,9 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from imgsim.sources.cache import MANIFEST, first_line, write_whole
+from imgsim.search.storage import MANIFEST
+from imgsim.sources.cache import atomic_write
+from imgsim.sources.errors import first_line
 
 FORMAT = 1
 OWN = re.compile(r"(?P<stem>[\w=/-]+)-(?P<job>[0-9a-f]{8})-(?P<digest>[0-9a-f]{16})\.parquet")
@@ -61,7 +63,7 @@ class Shards:
         if not self.local:  # object stores know no half-written files
             return self.fs.pipe_file(file, bytes(content))
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(file) as beside:
+        with atomic_write(file) as beside:
             beside.write_bytes(content)
 
     def write_table(self, stem: str, job: str, table: pa.Table, rows: int) -> str:

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgsim.extras.scale.shards import Shards
-from imgsim.sources.cache import cache_folder, first_line, write_whole
+from imgsim.sources.cache import atomic_write, cache_folder
+from imgsim.sources.errors import first_line
 
 VERSION = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified")  # by which file systems tell a change
 
@@ -85,9 +86,9 @@ def find(address, column: str | None = None) -> Images:
 def listing(place: Shards) -> dict[str, list]:
     """The files below a folder in order, by their names from there on, with what changes when a file does."""
     if place.local and Path(place.path).is_dir():  # follows links, as for any other folder of images
-        from imgsim.sources.folder import find_images, spelt
+        from imgsim.sources.folder import find_images, printable_path
 
-        paths = [path for path in find_images(Path(place.path)) if spelt(path) == str(path)]
+        paths = [path for path in find_images(Path(place.path)) if printable_path(path) == str(path)]
         paths += Path(place.path).rglob("*.parquet")
         infos = {str(path): place.fs.info(str(path)) for path in paths}
     else:
@@ -105,7 +106,7 @@ def find_in_tables(place: Shards, address: str, known: dict[str, list], column: 
     """The images in Parquet files; a file that is none is left out and listed."""
     from datasets import Features
 
-    from imgsim.sources.parquet import find_image
+    from imgsim.sources.parquet import image_column
 
     def footer(name: str):
         try:
@@ -123,7 +124,7 @@ def find_in_tables(place: Shards, address: str, known: dict[str, list], column: 
     if not whole:
         raise ValueError(f"There are no images to embed at {address!r}: {skipped[0]['source']}: {skipped[0]['reason']}")
     schema = next(iter(whole.values()))[0]
-    column = column or find_image(Features.from_arrow_schema(schema))
+    column = column or image_column(Features.from_arrow_schema(schema))
     if column not in schema.names:
         raise ValueError(f"{address!r} has no column {column or 'of images'}, only {', '.join(schema.names)}.")
     parts = [sizes for _, sizes in whole.values()]
@@ -143,7 +144,7 @@ def builtin() -> Path:
         disable_progress_bars()
         candidates = candidates.with_format("arrow").map(embed_table_storage, batched=True, keep_in_memory=True)
         for number in range(4):
-            with write_whole(folder / f"{number}.parquet") as beside:
+            with atomic_write(folder / f"{number}.parquet") as beside:
                 candidates.shard(4, number, contiguous=True).to_parquet(beside, batch_size=100)
         enable_progress_bars()
     return folder

@@ -14,12 +14,10 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgsim.evaluation import normalise
 from imgsim.extras.scale.shards import Shards, as_bytes, as_lists, note, vectors
 from imgsim.extras.scale.sources import read
-from imgsim.hashing import Projection, codes_of
-from imgsim.sources.cache import first_line
-from imgsim.sources.decode import open_image
+from imgsim.hashing import Projection, normalise, unpack_codes
+from imgsim.sources.decode import open_or_error
 
 GROUP = 1 << 15  # bytes of embeddings in a row group: what a search reads to see one of them
 BLANK = PIL.Image.new("RGB", (64, 64))  # takes the place of an image that cannot be read
@@ -32,20 +30,12 @@ def decode(batch: pa.Table, place: Shards, column: str | None, processor, batch_
     named = read(place, column, piece)
     for start in range(0, len(named), batch_size):
         names, sources = zip(*named[start : start + batch_size], strict=True)
-        opened = list(map(open_or_say, sources))
+        opened = list(map(open_or_error, sources))
         reasons = [image if isinstance(image, str) else "" for image in opened]
         images = [BLANK if isinstance(image, str) else image for image in opened]
         ids = np.arange(piece["id"] + start, piece["id"] + start + len(names))
         pixels = processor(images, return_tensors="np")["pixel_values"]
         yield {"id": ids, "source": np.array(names), "reason": np.array(reasons), "pixels": pixels}
-
-
-def open_or_say(source):
-    """An opened image, or why it cannot be."""
-    try:
-        return first_line(source) if isinstance(source, Exception) else open_image(source)
-    except ValueError as error:
-        return str(error)
 
 
 class Embed:
@@ -62,7 +52,7 @@ class Embed:
         import torch
 
         whole = np.flatnonzero(batch["reason"] == "")
-        points, step = np.zeros((len(batch["id"]), self.encoder.dim), np.float32), self.encoder.step(len(whole))
+        points, step = np.zeros((len(batch["id"]), self.encoder.dim), np.float32), self.encoder.micro_batch(len(whole))
         for rows in np.split(whole, range(step, len(whole), step)) if len(whole) else ():
             points[rows] = normalise(self.encoder.forward(torch.from_numpy(batch["pixels"][rows])))
         reasons = np.where(np.isfinite(points).all(axis=1), batch["reason"], "its embedding holds no finite numbers")
@@ -128,7 +118,7 @@ def spread(batch: pa.Table, target: Shards, missing: list[int], hash_size: int, 
     """
     (name,) = batch["name"].to_pylist()
     table = target.read(name)
-    codes = codes_of(vectors(table["signature"], "<u8"), hash_size, num_tables).T
+    codes = unpack_codes(vectors(table["signature"], "<u8"), hash_size, num_tables).T
     place = (np.arange(num_tables)[:, None] << top) + (codes >> codes.dtype.type(hash_size - top)).astype(np.int64)
     wanted = np.isin(place, missing)
     ids = np.broadcast_to(table["id"].to_numpy(), place.shape)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from imgsim.figures import INK, RIGHT, WRONG, plot_images
 from imgsim.images import candidates_and_queries, labels_of
-from imgsim.sources.cache import read_arrays, write_arrays
+from imgsim.search.storage import read_arrays, write_arrays
 from imgsim.sources.decode import open_image
 
 ARRAYS = ("embeddings", "labels", "thumbnails", "ends")

@@ -6,15 +6,19 @@ import numpy as np
 import pandas as pd
 
 from imgsim.extras.runs.runner import DEFAULTS
-from imgsim.sources.cache import UNTRAINED
+from imgsim.sources.names import split_checkpoint
 
 WITHIN = ("hash_size", "num_tables", "seed", "top_k", "batch_size")  # they vary along a curve, or do not matter
 
 
 def short(values: pd.Series) -> pd.Series:
     """The last part of paths and Hub ids, where that still tells them apart."""
-    last = values.astype(str).map(lambda text: UNTRAINED * text.startswith(UNTRAINED) + text.rpartition("/")[2])
-    last = last.str.replace(UNTRAINED * 2, UNTRAINED, regex=False)
+
+    def last_part(text: str) -> str:
+        prefix, name = split_checkpoint(text)
+        return prefix + name.rpartition("/")[2]
+
+    last = values.astype(str).map(last_part)
     return last if last.nunique() == values.nunique() else values.astype(str)
 
 

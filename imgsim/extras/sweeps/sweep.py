@@ -8,18 +8,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-import psutil
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from imgsim.extras.runs.environment import environ
 from imgsim.extras.runs.report import write_report
-from imgsim.extras.runs.runner import DEFAULTS, POINT, ROOT, environment, execute, find_inputs
+from imgsim.extras.runs.runner import DEFAULTS, NOTEBOOK_TOOLS, POINT, environment, execute, find_inputs
 from imgsim.extras.sweeps.points import FULL, embed_all, fail, read_points, sentence
-from imgsim.sources.cache import environ, write_json, write_whole
+from imgsim.sources.cache import atomic_write, write_json
+from imgsim.sources.errors import require
 
 REPORT = "06_sweep_report"
 PLACE_FOR_A_POINT = 500e6  # bytes: a kernel with its libraries
@@ -53,6 +54,7 @@ def finished(job: dict, made_by: dict) -> bool:
 
 def execute_point(job: dict, made_by: dict) -> None:
     """One point: its notebook, its report, and last, by a rename, the run.json that says it is finished."""
+
     folder, start = job["to"], time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -86,6 +88,8 @@ def row_of(job: dict) -> dict:
 
 def how_many_at_once(inputs: set[Path]) -> int:
     """As many points as there are cores, and as memory has room for."""
+    import psutil
+
     largest = max((sum(file.stat().st_size for file in folder.iterdir()) for folder in inputs), default=0)
     room = psutil.virtual_memory().available // (PLACE_FOR_A_POINT + 4 * largest)
     return int(max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), room)))
@@ -93,7 +97,7 @@ def how_many_at_once(inputs: set[Path]) -> int:
 
 def execute_all(todo: list[dict], jobs: int, made_by: dict, bar: tqdm) -> None:
     """Execute points side by side. One that fails is told and does not stop the others; a full disk does."""
-    with environ(**ONE_THREAD), chdir(ROOT), ThreadPoolExecutor(jobs) as pool:
+    with environ(**ONE_THREAD), ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(execute_point, job, made_by): job for job in todo}
         try:
             for done in as_completed(waiting):
@@ -117,11 +121,13 @@ def sweep(path, output=None, jobs: int | None = None) -> tuple[Path, pd.DataFram
 
     Raises ValueError or ConnectionError, before any image is embedded, where something is wrong with a point.
     """
+    require((*NOTEBOOK_TOOLS, "psutil"), "notebooks")
+
     points = read_points(path)
     found = [find_inputs({name: point[name] for name in DEFAULTS}) for point in points]
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}, but at least one point at a time is needed.")
-    folder = Path(output).expanduser().resolve() if output else ROOT / "outputs" / Path(path).stem
+    folder = Path(output or f"outputs/{Path(path).stem}").expanduser().resolve()
     try:
         with alone(folder):
             work, made_by = embed_all(points, found, folder), environment()
@@ -136,7 +142,7 @@ def sweep(path, output=None, jobs: int | None = None) -> tuple[Path, pd.DataFram
                 execute_all(todo, at_once, made_by, bar)
             table = pd.DataFrame([row_of(job) for job in work])
             for name, write in (("results.parquet", table.to_parquet), ("results.csv", table.to_csv)):
-                with write_whole(folder / name) as beside:
+                with atomic_write(folder / name) as beside:
                     write(beside, index=False)
             (folder / "report.html").unlink(missing_ok=True)
             if table["error"].isna().any():

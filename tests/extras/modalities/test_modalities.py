@@ -35,10 +35,10 @@ from transformers import (
 
 from imgsim import BuildLSHTable, load_encoder
 from imgsim.encoder import BUILTIN as LEAF_VIT
-from imgsim.evaluation import normalise
 from imgsim.extras.modalities import encoders as modalities
 from imgsim.extras.modalities.captions import ADJECTIVES, MEANINGS, caption, facts_of, fits, traits_of, unseen
 from imgsim.extras.modalities.encoders import TextEncoder, load_audio_encoder, load_dual_encoder
+from imgsim.hashing import normalise
 from imgsim.sources.builtin import CLASSES, SPLITS, draw_folder, draw_leaf, draw_traits
 from imgsim.sources.decode import open_image
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from imgsim.encoder import load_encoder
 from imgsim.extras.cli import main
-from imgsim.extras.runs.runner import DEFAULTS, NOTEBOOKS, ROOT, check, read_params, replacing, run_name
+from imgsim.extras.runs.runner import DEFAULTS, NOTEBOOKS, check, read_params, replacing, run_name
 from imgsim.images import load_images
 from imgsim.index import BuildLSHTable
 
+ROOT = Path(__file__).resolve().parents[3]
 KEYS = {
     *("schema", "dataset", "checkpoint", "dim", "hash_size", "num_tables", "probes", "seed", "dtype"),
     *("candidates", "queries"),

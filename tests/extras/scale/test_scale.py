@@ -13,7 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'imgsim[scale]'")
+pytest.importorskip("ray", reason="the extra scale is not installed")
 
 from imgsim import candidates_and_queries, load_encoder, load_images
 from imgsim.extras.scale.build import build
@@ -22,6 +22,7 @@ from imgsim.extras.scale.embed import embed, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.extras.scale.shards import Shards
 from imgsim.index import BuildLSHTable
+from imgsim.search.candidates import arrays_of
 
 TABLES = {"hash_size": 8, "num_tables": 10}
 ORPHANS = []  # processes whose driver was killed
@@ -77,9 +78,9 @@ def rows_of(folder):
 
 def assert_same(folder, index, queries):
     """The tables on disk hold the rows of an index in memory, and searches give the same."""
-    rows = [np.stack([np.full(len(index), t), *table.sorted()]) for t, table in enumerate(index.lsh.tables)]
+    rows = [np.stack([np.full(len(index), t), *table.sorted_codes()]) for t, table in enumerate(index.lsh.tables)]
     rows = np.concatenate(rows, axis=1).astype(np.int64)
-    rows[2] = index.lsh.entries.ids[rows[2]]
+    rows[2] = index.ids[rows[2]]
     np.testing.assert_array_equal(rows_of(folder), rows)
     sharded = ShardedIndex(folder, probes=index.probes, rerank=index.rerank)
     for name, values in vars(index.search(queries)).items():
@@ -138,8 +139,8 @@ def test_an_export_is_the_index_of_one_process(built, tmp_path):
     exported = ShardedIndex(folder).export(tmp_path / "index")
     for mapped in (True, False):
         loaded = BuildLSHTable.load(exported, mapped=mapped)
-        for name, array in index.arrays().items():
-            np.testing.assert_array_equal(loaded.arrays()[name], array, name)
+        for name, array in arrays_of(index._built().snapshot).items():
+            np.testing.assert_array_equal(arrays_of(loaded._built().snapshot)[name], array, name)
     with pytest.raises(ValueError, match="other files"):
         ShardedIndex(folder).export(folder)
 

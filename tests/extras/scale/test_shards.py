@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsim.extras.cli import main
-from imgsim.extras.scale import cluster
 from imgsim.extras.scale.embed import store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.extras.scale.shards import Shards, as_bytes, as_lists, note, short_digest, vectors
@@ -194,10 +193,10 @@ def test_an_address_without_images_is_refused(address, refused):
 
 
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cluster, "find_spec", lambda name: None if name == "ray" else True)
+    monkeypatch.setattr("imgsim.sources.errors.find_spec", lambda name: None if name == "ray" else True)
     for arguments in (["embed", "builtin", str(tmp_path)], ["build", str(tmp_path)]):
         assert main(["scale", *arguments]) == 1
-        assert "pip install 'imgsim[scale]'" in capsys.readouterr().err
+        assert 'pip install "ray[data]"' in capsys.readouterr().err
     assert main(["scale", "query", str(tmp_path), "photo.jpg"]) == 1
     assert "no finished shards" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no finished shards"):

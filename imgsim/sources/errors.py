@@ -1,0 +1,29 @@
+"""Errors in one line: what one says, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+INSTALLED_AS = {"ray": "ray[data]"}  # modules whose name for pip is another
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without its further explanations."""
+    return str(error).strip().partition("\n")[0]
+
+
+def require(modules: Sequence[str], extra: str) -> None:
+    """Check that the modules of an extra are installed, before any work.
+
+    Args:
+        modules: names as they are imported.
+        extra: the name of the extra in pyproject.toml that brings them.
+
+    Raises:
+        ValueError: with the command that installs what is missing.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        packages = " ".join(f'"{INSTALLED_AS[name]}"' if name in INSTALLED_AS else name for name in missing)
+        raise ValueError(f"{', '.join(missing)} (extra {extra!r}) must be installed first: pip install {packages}")
