@@ -263,11 +263,11 @@ def test_the_built_in_leaves_are_drawn_once(monkeypatch, tmp_path):
 
     def draw_few(folder):
         drawn.append(folder)
-        return draw_folder(folder, sizes={"train": 3, "test": 3}, size=32)
+        return render_folder(folder, sizes={"train": 3, "test": 3}, size=32)
 
-    draw_folder = leaves.draw_folder
+    render_folder = leaves.render_folder
     monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path))
-    monkeypatch.setattr(leaves, "draw_folder", draw_few)
+    monkeypatch.setattr(leaves, "render_folder", draw_few)
     first, second = load_images(), load_images("builtin")
     assert len(drawn) == 1 and drawn[0].parent == tmp_path
     assert first["train"]["image_file_path"] == second["train"]["image_file_path"]
