@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from imgsim.extras.runs.runner import DEFAULTS, read_params, run
+from imgsim.extras.runs.run import run
+from imgsim.extras.runs.settings import DEFAULTS, read_params
 from imgsim.sources.cache import cache_folder, cache_megabytes
 from imgsim.sources.names import add_options
 
