@@ -21,6 +21,18 @@ DEFAULTS = {
     "batch_size": 48,
     "dtype": "float32",
 }
+HELP = {  # for the command line
+    "dataset": "'builtin', a dataset on the Hub (owner/name or owner/name@revision), or a folder of images",
+    "checkpoint": "'builtin', a checkpoint on the Hub (owner/name or owner/name@revision), a folder, any of them after "
+    "'untrained:' for the same network with random weights, or an ONNX file",
+    "hash_size": "bits per code, 1 to 64: more bits, smaller buckets",
+    "num_tables": "hash tables: more tables, more neighbours found",
+    "probes": "extra buckets looked up per table: more probes, more neighbours found",
+    "seed": "seed of the random planes, and of the held-out tenth if a dataset has no test split",
+    "top_k": "matches shown beside a query",
+    "batch_size": "images embedded at a time",
+    "dtype": "precision of the model's numbers: float32, bfloat16 or, on a GPU, float16",
+}
 MINIMUM = {"probes": 0, "seed": 0, "top_k": 1, "batch_size": 1}
 ABBREVIATIONS = {"k": "hash_size", "L": "num_tables", "p": "probes", "seed": "seed"}  # in a run's name
 

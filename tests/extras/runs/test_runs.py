@@ -121,7 +121,7 @@ def test_query_refuses_in_one_sentence(toy_run, image_folder, tmp_path, capsys):
         ([str(bare), str(photo)], "holds no index"),
         ([str(toy_run), "/nowhere.jpg"], "/nowhere.jpg"),
         ([str(toy_run), str(tmp_path / "broken.jpg")], "broken.jpg"),
-        ([str(toy_run), str(photo), "--top-k", "0"], "top_k is 0"),
+        ([str(toy_run), str(photo), "--top-k", "0"], "top_k must be a whole number"),
         ([str(other), str(photo)], "was made with the checkpoint"),
     ):
         assert main(["query", *arguments]) == 1
@@ -172,10 +172,10 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
         (["--checkpoint", "EMPTY"], "EMPTY"),
         (["--checkpoint", "nobody/nothing"], "builtin"),
         (["--dataset", "nobody/nothing"], "builtin"),
-        (["--hash-size", "0"], "hash_size is 0"),
+        (["--hash-size", "0"], "hash_size must be a whole number"),
         (["--hash-size", "65"], "hash_size is 65"),
-        (["--num-tables", "0"], "num_tables is 0"),
-        (["--top-k", "0"], "top_k is 0"),
+        (["--num-tables", "0"], "num_tables must be a whole number"),
+        (["--top-k", "0"], "top_k must be a whole number"),
         (["--dtype", "float17"], "float17"),
         (["--params", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--params", "MISSPELT"], "hash_sise"),
@@ -186,7 +186,7 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
         (["--dataset", "LONELY", "--label-column", "species"], "no columns"),
         (["--dataset", "nobody/nothing?split=test", "--split", "train"], "already"),
         (["--dataset", "nobody/nothing?colour=red"], "image=..."),
-        (["--params", "TWICE"], "seed stands there twice"),
+        (["--params", "TWICE"], "seed occurs twice"),
         (["--checkpoint", ""], "checkpoint is empty"),
     ],
 )
@@ -217,7 +217,7 @@ def test_unknown_options_are_one_sentence_too(options, capsys):
 
 def test_options_of_a_data_set_become_part_of_its_name(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("imgsim.extras.cli.run", lambda settings, output: asked.append(settings["dataset"]) or tmp_path)
+    monkeypatch.setattr("imgsim.extras.runs.run.run", lambda settings, output: asked.append(settings["dataset"]) or tmp_path)
     params = tmp_path / "params.yaml"
     params.write_text("dataset: owner/name\n")
     options = ["--revision", "v1", "--split", "train", "--image-column", "img", "--label-column", "species"]
