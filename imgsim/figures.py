@@ -113,20 +113,6 @@ def plot_histograms(groups: dict, bins, axis: Axes | None = None) -> Axes:
     return axis
 
 
-def plot_tradeoff(rows, best: dict, axis: Axes | None = None) -> Axes:
-    """Recall over candidates seen for the rows of a tuning, coloured by hash_size, the best settings ringed."""
-    axis = axis or one_axis()
-    for hash_size in sorted({row["hash_size"] for row in rows}):
-        chosen = [row for row in rows if row["hash_size"] == hash_size]
-        axis.plot(
-            [row["candidates"] for row in chosen], [row["recall"] for row in chosen], ".", label=f"{hash_size} bits"
-        )
-    axis.plot(best["candidates"], best["recall"], "o", markersize=13, fillstyle="none", color=INK, label="chosen")
-    axis.set(xlabel="candidates seen", ylabel="recall")
-    axis.legend(fontsize=8)
-    return axis
-
-
 def plot_bars(names, heights, axis: Axes | None = None) -> Axes:
     """One bar a name, its height written above it."""
     axis = axis or one_axis()
@@ -136,29 +122,4 @@ def plot_bars(names, heights, axis: Axes | None = None) -> Axes:
     )
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.12)
-    return axis
-
-
-def plot_fronts(groups: dict, axis: Axes | None = None) -> Axes:
-    """Named groups of points (x, y, best): all as faint dots, those in the mask `best` joined by a line."""
-    axis = axis or one_axis()
-    for name, (x, y, best) in groups.items():
-        (dots,) = axis.plot(x, y, "o", alpha=0.35, markersize=5)
-        order = np.argsort(x[best])
-        axis.plot(x[best][order], y[best][order], "o-", color=dots.get_color(), markersize=6, label=name)
-    axis.legend(fontsize=8)
-    return axis
-
-
-def plot_heat(grid: np.ndarray, rows, columns, axis: Axes | None = None, colours: str = "viridis") -> Axes:
-    """Shares (rows, columns) as coloured fields with their numbers; a field that was not measured stays empty."""
-    axis = axis or one_axis()
-    axis.imshow(grid, vmin=0, vmax=1, cmap=colours, aspect="auto")
-    for (row, column), value in np.ndenumerate(grid):
-        if np.isfinite(value):
-            colour = "white" if (value < 0.6) == (colours == "viridis") else INK
-            axis.text(column, row, f"{value:.0%}", ha="center", va="center", color=colour, fontsize=9)
-    axis.set(xticks=range(len(columns)), yticks=range(len(rows)))
-    axis.set_xticklabels(columns), axis.set_yticklabels(rows)
-    axis.grid(visible=False)
     return axis
