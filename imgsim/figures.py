@@ -74,20 +74,33 @@ def label_name(dataset, label: int) -> str:
 
 
 def visualize_lsh(lsh_builder, dataset, query: int = 0, top_k: int = 5) -> Figure:
-    """Query an index with one image and show it beside its `top_k` matches.
+    """Query an index with one image and show it with its `top_k` matches, see `plot_matches`."""
+    matches = lsh_builder.query(dataset[1][query]["image"], top_k=top_k)
+    pairs = zip(matches.overlap, matches.cosine, strict=True)
+    scores = [f"overlap {overlap:.1f}, cosine {cosine:.2f}" for overlap, cosine in pairs]
+    return plot_matches(dataset, query, matches.ids, scores)
 
-    dataset: the candidates and the queries, (candidates, queries), as `candidates_and_queries` gives them;
-    query: a row of the latter. A match's caption is green where its label is the query's, else red.
+
+def plot_matches(dataset, query: int, ids, scores) -> Figure:
+    """Show a query with its matches; a match's caption is green if its label is the query's, else red.
+
+    Args:
+        dataset: (candidates, queries), as `candidates_and_queries` returns them.
+        query: a row of the queries.
+        ids: rows of the candidates (t,); places of -1, as a SearchResult has them, stay empty.
+        scores: what stands below each match's label.
     """
     candidates, queries = dataset
-    row = queries[query]
-    matches = lsh_builder.query(row["image"], top_k=top_k)
-    label = -1 if row.get("labels") is None else row["labels"]
-    images, captions, colours = [row["image"]], [f"query\n{label_name(queries, label)}"], [INK]
-    for i, match, overlap, cosine in zip(matches.ids, matches.labels, matches.overlap, matches.cosine, strict=True):
-        images.append(candidates[int(i)]["image"])
-        captions.append(f"{label_name(candidates, match)}\noverlap {overlap:.1f}, cosine {cosine:.2f}")
-        colours.append(INK if label < 0 else RIGHT if match == label else WRONG)
+    asked = queries[query]
+    label = asked.get("labels")
+    images, captions, colours = [asked["image"]], [f"query\n{label_name(queries, label)}"], [INK]
+    for i, score in zip(ids, scores, strict=True):
+        if i < 0:
+            break
+        match = candidates[int(i)]
+        images.append(match["image"])
+        captions.append(f"{label_name(candidates, match.get('labels'))}\n{score}")
+        colours.append(INK if label in (None, -1) else RIGHT if match["labels"] == label else WRONG)
     return plot_images(images, captions, colours)
 
 
