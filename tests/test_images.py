@@ -192,7 +192,7 @@ def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, dra
         checked.append(path.name)
         return why_unreadable(path)
 
-    monkeypatch.setattr("imgsim.sources.folder.why_unreadable", note)
+    monkeypatch.setattr("imgsim.sources.decode.why_unreadable", note)
     for expected in (["1.png", "2.png", "3.png", "4.png"], ["4.png"]):  # what was broken may have been mended
         checked.clear()
         assert len(load_images(folder)["train"]) == 3 and sorted(checked) == expected
@@ -206,7 +206,7 @@ def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, dra
 def test_what_was_found_whole_is_not_believed_from_a_damaged_note(put, cache, capsys):
     folder = put("a/1.png", "b/2.png")
     load_images(folder)
-    newest = max((cache / "checked").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest = max((cache / "readable").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     newest.write_text("[1, 2]")
     assert len(load_images(folder)["train"]) == 2
 
