@@ -9,12 +9,7 @@ from imgsim.figures import INK
 
 
 def plot_fronts(groups: dict, axis: Axes) -> None:
-    """Plot named groups of points, and join the best of each group by a line.
-
-    Args:
-        groups: by name (x, y, best), arrays (n,); best is the mask of the points to join.
-        axis: where to plot.
-    """
+    """Plot groups of points {name: (x, y, best)}, arrays (n,), and join those in the mask `best` by a line."""
     for name, (x, y, best) in groups.items():
         (dots,) = axis.plot(x, y, "o", alpha=0.35, markersize=5)
         order = np.argsort(x[best])
@@ -23,14 +18,7 @@ def plot_fronts(groups: dict, axis: Axes) -> None:
 
 
 def plot_heat(grid: np.ndarray, rows, columns, axis: Axes, colours: str = "viridis") -> None:
-    """Plot shares as coloured fields with their numbers.
-
-    Args:
-        grid: shares (rows, columns); a field that was not measured (NaN) stays empty.
-        rows, columns: what the ticks say.
-        axis: where to plot.
-        colours: a colour map of matplotlib.
-    """
+    """Plot shares (rows, columns) as coloured fields with their numbers; what was not measured (NaN) stays empty."""
     axis.imshow(grid, vmin=0, vmax=1, cmap=colours, aspect="auto")
     for (row, column), value in np.ndenumerate(grid):
         if np.isfinite(value):
