@@ -146,7 +146,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("assess", ("dataset", "checkpoint"))
     export = add("export")
     export.add_argument("checkpoint", metavar="CHECKPOINT", help=HELP["checkpoint"])
-    export.add_argument("target", metavar="FILE.onnx", help="where to write it; settings go to FILE.onnx.json")
+    export.add_argument("target", metavar="FILE.onnx", help="where to write it")
     duplicates = add("duplicates")
     duplicates.add_argument("folder", metavar="FOLDER", help="a folder of images, or another data set")
     duplicates.add_argument("--checkpoint", default="builtin", help=f"{HELP['checkpoint']} (default: builtin)")
@@ -223,9 +223,9 @@ def execute(options: argparse.Namespace) -> int:
         return int(not repeat(options.run))
     elif options.command == "export":
         from imgsim.encoder import load_encoder  # loads torch
-        from imgsim.models.onnx import export
+        from imgsim.models.onnx import export_onnx
 
-        print(export(load_encoder(options.checkpoint, device="cpu"), options.target))
+        print(export_onnx(load_encoder(options.checkpoint, device="cpu"), options.target))
     elif options.command == "duplicates":
         from imgsim.extras.duplicates.report import report_duplicates
 
