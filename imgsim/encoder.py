@@ -23,7 +23,7 @@ from imgsim.models.loading import (
     pick_dtype,
     read_processor,
 )
-from imgsim.models.onnx import OnnxModel, onnx_processor, read_settings
+from imgsim.models.onnx import OnnxModel
 from imgsim.models.pooling import Pooled
 from imgsim.sources.decode import open_image
 from imgsim.sources.errors import first_line
@@ -148,11 +148,11 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
     if is_onnx(name):
         if prefix:
             raise ValueError(f"{name!r} has no untrained self: take that of the checkpoint it was made of.")
-        settings, on = read_settings(name, processor), torch.device(device or "cpu")
+        model, on = OnnxModel(name, processor), torch.device(device or "cpu")
         precision = pick_dtype(dtype, on, name)
         if on.type != "cpu":
             raise ValueError(f"An ONNX file runs on the CPU, not on {on.type}; take the checkpoint it was made of.")
-        return Encoder(OnnxModel(settings), processor or onnx_processor(settings), on, precision, pooling, origin)
+        return Encoder(model, model.processor, on, precision, pooling, origin)
     folder = BUILTIN if name == "builtin" else locate(name, "checkpoint")
     try:
         model = load_model(folder, bool(prefix), pooling)

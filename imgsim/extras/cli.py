@@ -157,9 +157,9 @@ def export(command: Parser) -> Work:
 
     def work(options):
         from imgsim.encoder import load_encoder
-        from imgsim.models.onnx import export
+        from imgsim.models.onnx import export_onnx
 
-        print(export(load_encoder(options.checkpoint, device="cpu"), options.target))
+        print(export_onnx(load_encoder(options.checkpoint, device="cpu"), options.target))
 
     return work
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 CHECKPOINT_FILES = ["*.json", "*.safetensors"]
 HUB_TIMEOUT = 5  # seconds; without a network transformers and datasets would try for over a minute
@@ -38,7 +39,7 @@ def locate(name: str, kind: str) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", repo):
         raise ValueError(f"{kind} {name!r}: there is no such folder, and a Hub id looks like owner/name.")
     repo_type, patterns = ("dataset", ["*.parquet", "README.md"]) if kind == "dataset" else ("model", CHECKPOINT_FILES)
-    wanted = {"repo_id": repo, "repo_type": repo_type, "allow_patterns": patterns}
+    wanted: dict[str, Any] = {"repo_id": repo, "repo_type": repo_type, "allow_patterns": patterns}
     try:
         return Path(snapshot_download(**wanted, revision=revision or None, local_files_only=True))
     except LocalEntryNotFoundError:

@@ -36,9 +36,9 @@ def find_inputs(settings: dict) -> tuple[dict, dict]:
 
         pick_dtype(settings["dtype"], pick_device(name), name)
     if is_onnx(name):
-        from imgsim.models.onnx import read_settings
+        from imgsim.models.onnx import OnnxModel
 
-        settings["checkpoint"] = f"{prefix}{read_settings(name)['file'].resolve()}"
+        settings["checkpoint"] = f"{prefix}{OnnxModel(name).file.resolve()}"
     elif name != "builtin":
         folder = locate(name, "checkpoint")
         if not ((folder / "config.json").exists() and any(folder.glob("*.safetensors"))):
