@@ -74,20 +74,33 @@ def label_name(dataset, label: int) -> str:
 
 
 def visualize_lsh(lsh_builder, dataset, query: int = 0, top_k: int = 5) -> Figure:
-    """Query an index with one image and show it beside its `top_k` matches.
+    """Query an index with one image and show it with its `top_k` matches, see `plot_matches`."""
+    matches = lsh_builder.query(dataset[1][query]["image"], top_k=top_k)
+    pairs = zip(matches.overlap, matches.cosine, strict=True)
+    scores = [f"overlap {overlap:.1f}, cosine {cosine:.2f}" for overlap, cosine in pairs]
+    return plot_matches(dataset, query, matches.ids, scores)
 
-    dataset: the candidates and the queries, (candidates, queries), as `candidates_and_queries` gives them;
-    query: a row of the latter. A match's caption is green where its label is the query's, else red.
+
+def plot_matches(dataset, query: int, ids, scores) -> Figure:
+    """Show a query with its matches; a match's caption is green if its label is the query's, else red.
+
+    Args:
+        dataset: (candidates, queries), as `candidates_and_queries` returns them.
+        query: a row of the queries.
+        ids: rows of the candidates (t,); places of -1, as a SearchResult has them, stay empty.
+        scores: what stands below each match's label.
     """
     candidates, queries = dataset
-    row = queries[query]
-    matches = lsh_builder.query(row["image"], top_k=top_k)
-    label = -1 if row.get("labels") is None else row["labels"]
-    images, captions, colours = [row["image"]], [f"query\n{label_name(queries, label)}"], [INK]
-    for i, match, overlap, cosine in zip(matches.ids, matches.labels, matches.overlap, matches.cosine, strict=True):
-        images.append(candidates[int(i)]["image"])
-        captions.append(f"{label_name(candidates, match)}\noverlap {overlap:.1f}, cosine {cosine:.2f}")
-        colours.append(INK if label < 0 else RIGHT if match == label else WRONG)
+    asked = queries[query]
+    label = asked.get("labels")
+    images, captions, colours = [asked["image"]], [f"query\n{label_name(queries, label)}"], [INK]
+    for i, score in zip(ids, scores, strict=True):
+        if i < 0:
+            break
+        match = candidates[int(i)]
+        images.append(match["image"])
+        captions.append(f"{label_name(candidates, match.get('labels'))}\n{score}")
+        colours.append(INK if label in (None, -1) else RIGHT if match["labels"] == label else WRONG)
     return plot_images(images, captions, colours)
 
 
@@ -113,20 +126,6 @@ def plot_histograms(groups: dict, bins, axis: Axes | None = None) -> Axes:
     return axis
 
 
-def plot_tradeoff(rows, best: dict, axis: Axes | None = None) -> Axes:
-    """Recall over candidates seen for the rows of a tuning, coloured by hash_size, the best settings ringed."""
-    axis = axis or one_axis()
-    for hash_size in sorted({row["hash_size"] for row in rows}):
-        chosen = [row for row in rows if row["hash_size"] == hash_size]
-        axis.plot(
-            [row["candidates"] for row in chosen], [row["recall"] for row in chosen], ".", label=f"{hash_size} bits"
-        )
-    axis.plot(best["candidates"], best["recall"], "o", markersize=13, fillstyle="none", color=INK, label="chosen")
-    axis.set(xlabel="candidates seen", ylabel="recall")
-    axis.legend(fontsize=8)
-    return axis
-
-
 def plot_bars(names, heights, axis: Axes | None = None) -> Axes:
     """One bar a name, its height written above it."""
     axis = axis or one_axis()
@@ -136,29 +135,4 @@ def plot_bars(names, heights, axis: Axes | None = None) -> Axes:
     )
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.12)
-    return axis
-
-
-def plot_fronts(groups: dict, axis: Axes | None = None) -> Axes:
-    """Named groups of points (x, y, best): all as faint dots, those in the mask `best` joined by a line."""
-    axis = axis or one_axis()
-    for name, (x, y, best) in groups.items():
-        (dots,) = axis.plot(x, y, "o", alpha=0.35, markersize=5)
-        order = np.argsort(x[best])
-        axis.plot(x[best][order], y[best][order], "o-", color=dots.get_color(), markersize=6, label=name)
-    axis.legend(fontsize=8)
-    return axis
-
-
-def plot_heat(grid: np.ndarray, rows, columns, axis: Axes | None = None, colours: str = "viridis") -> Axes:
-    """Shares (rows, columns) as coloured fields with their numbers; a field that was not measured stays empty."""
-    axis = axis or one_axis()
-    axis.imshow(grid, vmin=0, vmax=1, cmap=colours, aspect="auto")
-    for (row, column), value in np.ndenumerate(grid):
-        if np.isfinite(value):
-            colour = "white" if (value < 0.6) == (colours == "viridis") else INK
-            axis.text(column, row, f"{value:.0%}", ha="center", va="center", color=colour, fontsize=9)
-    axis.set(xticks=range(len(columns)), yticks=range(len(rows)))
-    axis.set_xticklabels(columns), axis.set_yticklabels(rows)
-    axis.grid(visible=False)
     return axis

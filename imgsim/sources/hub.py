@@ -10,11 +10,18 @@ HUB_TIMEOUT = 5  # seconds; without a network transformers and datasets would tr
 
 
 def locate(name: str, kind: str) -> Path:
-    """The local folder of a "dataset" or "checkpoint": a folder that is there, or a Hub repository.
+    """Find the local folder of a dataset or checkpoint; a repository of the Hub is downloaded once.
 
-    A repository, `owner/name` or `owner/name@revision`, is pinned to a commit and downloaded once: the local
-    cache is asked first, then the Hub, with a short time-out. Neither code nor pickles are downloaded. Raises
-    ValueError for a name that stands for nothing, ConnectionError where the Hub cannot be reached.
+    A repository is pinned to a commit. The local cache is asked first, then the Hub, with a short time-out. Neither
+    code nor pickles are downloaded.
+
+    Args:
+        name: a folder, or a repository: `owner/name` or `owner/name@revision`.
+        kind: "dataset" or "checkpoint".
+
+    Raises:
+        ValueError: there is neither such a folder nor such a repository.
+        ConnectionError: the Hub cannot be reached.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():

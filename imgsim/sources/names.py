@@ -1,4 +1,4 @@
-"""What datasets and checkpoints are called: owner/name@revision?split=train, untrained:name, file.onnx."""
+"""The names of datasets and checkpoints: owner/name@revision?split=train, untrained:name, file.onnx."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ UNTRAINED = "untrained:"  # before a checkpoint's name: the same network with ra
 
 
 def split_source(source: str) -> tuple[str, dict[str, str]]:
-    """A data set's name and its options: owner/name?split=train&label=species."""
-    source = str(source)
+    """Split owner/name?split=train&label=species into a dataset's name and its options.
+
+    Raises:
+        ValueError: an option is unknown, empty or given twice.
+    """
     name, mark, query = source.partition("?")
     if not mark or Path(source).expanduser().is_dir():
         return source, {}
@@ -22,7 +25,7 @@ def split_source(source: str) -> tuple[str, dict[str, str]]:
     options = dict(pairs)
     if not pairs or len(options) < len(pairs) or not set(options) <= set(OPTIONS):
         raise ValueError(
-            f"dataset {source!r}: after the question mark stand {', '.join(f'{key}=...' for key in OPTIONS)}, "
+            f"dataset {source!r}: after the question mark come {', '.join(f'{key}=...' for key in OPTIONS)}, "
             "each at most once, with & between them."
         )
     if name == "builtin":
@@ -31,12 +34,16 @@ def split_source(source: str) -> tuple[str, dict[str, str]]:
 
 
 def join_source(name: str, options: dict[str, str]) -> str:
-    """The inverse of `split_source`."""
+    """Join a dataset's name and its options: the inverse of `split_source`."""
     return f"{name}?{urlencode(options)}" if options else name
 
 
 def add_options(source: str, revision: str | None = None, **options: str | None) -> str:
-    """A data set with a revision and further options, none of which it may have already."""
+    """Add a revision and options to a dataset's name.
+
+    Raises:
+        ValueError: the name has one of them already, or the dataset cannot have them.
+    """
     name, present = split_source(source)
     added = {key: value for key, value in options.items() if value is not None}
     twice = sorted(set(present) & set(added))
@@ -45,7 +52,7 @@ def add_options(source: str, revision: str | None = None, **options: str | None)
     if revision and Path(name).expanduser().is_dir():
         raise ValueError(f"dataset {source!r} is a folder: it has no revisions.")
     if twice or (revision and "@" in name):
-        raise ValueError(f"dataset {source!r} says already which {twice[0] if twice else 'revision'} to take.")
+        raise ValueError(f"dataset {source!r} already says which {twice[0] if twice else 'revision'} to take.")
     return join_source(f"{name}@{revision}" if revision else name, present | added)
 
 

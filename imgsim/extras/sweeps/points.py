@@ -9,7 +9,8 @@ from hashlib import blake2b
 from itertools import product
 from pathlib import Path
 
-from imgsim.extras.runs.runner import check, digests_of, read_params, run_name
+from imgsim.extras.runs.inputs import digests_of
+from imgsim.extras.runs.settings import complete_settings, read_params, run_name
 from imgsim.images import candidates_and_queries, load_images
 
 OF_SEARCH = ("hash_size", "num_tables", "probes", "seed", "top_k")  # all other settings decide the embeddings
@@ -33,7 +34,7 @@ def read_points(path) -> list[dict]:
             if not values:
                 raise ValueError(f"{key} in {str(path)!r} is an empty list.")
         for values in product(*lists.values()):
-            point = {"point": str(name)} | check(dict(zip(lists, values, strict=True)))
+            point = {"point": str(name)} | complete_settings(dict(zip(lists, values, strict=True)))
             if point not in points:
                 points.append(point)
     return points

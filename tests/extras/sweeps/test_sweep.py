@@ -20,7 +20,8 @@ from test_runs import KEYS, TIMES
 from imgsim.encoder import load_encoder
 from imgsim.evaluation import evaluate
 from imgsim.extras.cli import main
-from imgsim.extras.runs.runner import DEFAULTS, environment
+from imgsim.extras.runs.environment import environment
+from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.extras.sweeps import points as points_module
 from imgsim.extras.sweeps import sweep
 from imgsim.extras.sweeps.inputs import read_inputs, write_inputs
