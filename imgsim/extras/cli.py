@@ -118,7 +118,7 @@ def repeat(command: Parser) -> Work:
     """Repeat a finished run and compare the numbers.
 
     The run is repeated from the folder's run.json, from an empty cache and in a temporary folder. Exit code 0 means
-    that the numbers are the same; times are not compared.
+    that the numbers are the same, or the same within rounding, as on another machine; times are not compared.
     """
     command.add_argument("run", metavar="RUN", help="the folder of a run")
 

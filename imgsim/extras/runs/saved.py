@@ -14,6 +14,9 @@ from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import open_image
 
 TIMES = ("embed_images_per_second", "build_seconds", "query_ms")
+INPUTS = ("checkpoint", "images of the candidates", "images of the queries")
+RESULTS = ("projection", "index")  # arrays whose last bits depend on the processor
+ROUNDED = 0.005  # metrics of the same inputs that differ by less, as a share of 1 or of themselves, were only rounded
 
 
 def read_run(folder) -> dict:
@@ -56,24 +59,46 @@ def metrics_of(folder) -> dict:
     return {name: value for name, value in metrics.items() if name not in (*TIMES, "dataset", "checkpoint")}
 
 
-def repeat(folder) -> bool:
-    """Run a kept run again, from an empty cache, and tell metric by metric whether it came out the same.
+def compare(before, now, rounded: float = ROUNDED) -> str:
+    """Say of two values of a metric whether they are identical, the same within rounding, or not the same."""
+    if now == before:
+        return "identical"
+    numbers = isinstance(before, float) and isinstance(now, float)
+    close = numbers and abs(now - before) <= rounded * max(1, abs(before))
+    return f"now {now}: {'the same within rounding' if close else 'differs'}"
 
-    Returns whether all of them did. Raises ValueError where the folder holds no run or its inputs are gone.
+
+def repeat(folder) -> bool:
+    """Run a kept run again, from an empty cache, and print metric by metric whether it came out the same.
+
+    Returns:
+        Whether all of them did, digit for digit or within rounding.
+
+    Raises:
+        ValueError: the folder holds no run, or its inputs are gone.
     """
     kept, first = read_run(folder), metrics_of(folder)
     with TemporaryDirectory() as scratch, environ(IMGSIM_CACHE=f"{scratch}/cache"):
         again = run(pinned(kept), f"{scratch}/run")
         now, second = read_run(again), metrics_of(again)
     changed = [name for name, value in decisive(kept).items() if decisive(now).get(name) != value]
-    differs = [name for name in first | second if first.get(name) != second.get(name)]
-    for name, value in first.items():
-        print(f"{name:30}{value!s:24}{f'now {second.get(name)}: differs' if name in differs else 'identical'}")
+    rounded = 0 if set(INPUTS) & set(changed) else ROUNDED  # what other inputs change is no rounding
+    verdicts = {name: compare(first.get(name), second.get(name), rounded) for name in first | second}
+    for name, verdict in verdicts.items():
+        print(f"{name:30}{first.get(name)!s:24}{verdict}")
     print(f"(not compared: {', '.join(TIMES)})")
+    differs = [name for name, verdict in verdicts.items() if verdict.endswith("differs")]
     same = [name for name in decisive(kept) if name not in changed and not name.startswith("version")]
     same += [] if any(name.startswith("version") for name in changed) else ["all versions"]
+    if rounded and not differs:
+        changed = [name for name in changed if name not in RESULTS]
     print(f"Unchanged: {', '.join(same)}.\nChanged: {', '.join(changed) or 'nothing'}.")
-    print(f"Differs in {', '.join(differs)}." if differs else "Identical: every metric came out the same.")
+    if differs:
+        print(f"Differs in {', '.join(differs)}.")
+    elif set(verdicts.values()) == {"identical"}:
+        print("Identical: every metric came out the same.")
+    else:
+        print(f"The same within rounding: no metric differs by more than {ROUNDED:.1%}.")
     return not differs
 
 

@@ -93,6 +93,36 @@ def test_repeat_says_what_differs_when_an_image_and_a_weight_have_changed(toy_ru
     assert "images of the queries" in unchanged and "code" in unchanged and "participation_ratio" in verdict
 
 
+@pytest.mark.parametrize(
+    ("metrics", "digests", "verdict", "exit_code"),
+    [
+        ({}, {}, "Identical", 0),
+        ({"participation_ratio": 1.001}, {"index": {"vectors": "other"}}, "The same within rounding", 0),
+        ({"recall_at_10": 1.002, "candidate_fraction": 0.999}, {}, "The same within rounding", 0),
+        ({"participation_ratio": 1.02}, {"index": {"vectors": "other"}}, "Differs in participation_ratio.", 1),
+        ({"candidates": 2}, {}, "Differs in candidates.", 1),
+        ({"participation_ratio": 1.001}, {"candidates": "other"}, "Differs in participation_ratio.", 1),
+    ],
+)
+def test_repeat_tells_rounding_from_a_difference(
+    metrics, digests, verdict, exit_code, toy_run, tmp_path, capsys, monkeypatch
+):
+    """A run whose metrics were multiplied and whose digests were replaced, as on another machine."""
+    record, measured = json.loads((toy_run / "run.json").read_text()), metrics_of(toy_run)
+    record["digests"] |= digests | {"index": record["digests"]["index"] | digests.get("index", {})}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    measured |= {name: measured[name] * factor for name, factor in metrics.items()}
+    (tmp_path / "metrics.json").write_text(json.dumps(measured))
+    monkeypatch.setattr("imgsim.extras.runs.saved.run", lambda settings, output: toy_run)
+    assert main(["repeat", str(tmp_path)]) == exit_code
+    *lines, same, changed, last = capsys.readouterr().out.splitlines()
+    assert last.startswith(verdict) and ("index" in changed) == (exit_code == 1 and "index" in digests)
+    assert ("index" in same) == ("index" not in digests)
+    for name in metrics:
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert line.endswith("differs" if exit_code else "the same within rounding")
+
+
 def test_query_prints_a_ranked_table_and_draws_it(toy_run, image_folder, checkpoint, capsys):
     photo = next((image_folder / "test" / "red").iterdir())
     assert main(["query", str(toy_run), str(photo), "--top-k", "4"]) == 0
