@@ -148,11 +148,11 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
     if is_onnx(name):
         if prefix:
             raise ValueError(f"{name!r} has no untrained self: take that of the checkpoint it was made of.")
-        model, on = OnnxModel(name, processor), torch.device(device or "cpu")
+        onnx, on = OnnxModel(name, processor), torch.device(device or "cpu")
         precision = pick_dtype(dtype, on, name)
         if on.type != "cpu":
             raise ValueError(f"An ONNX file runs on the CPU, not on {on.type}; take the checkpoint it was made of.")
-        return Encoder(model, model.processor, on, precision, pooling, origin)
+        return Encoder(onnx, onnx.processor, on, precision, pooling, origin)
     folder = BUILTIN if name == "builtin" else locate(name, "checkpoint")
     try:
         model = load_model(folder, bool(prefix), pooling)

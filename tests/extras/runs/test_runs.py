@@ -255,9 +255,12 @@ def test_unknown_options_are_one_sentence_too(options, capsys):
 
 def test_options_of_a_data_set_become_part_of_its_name(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(
-        "imgsim.extras.runs.run.run", lambda settings, output: asked.append(settings["dataset"]) or tmp_path
-    )
+
+    def run(settings, output):
+        asked.append(settings["dataset"])
+        return tmp_path
+
+    monkeypatch.setattr("imgsim.extras.runs.run.run", run)
     params = tmp_path / "params.yaml"
     params.write_text("dataset: owner/name\n")
     options = ["--revision", "v1", "--split", "train", "--image-column", "img", "--label-column", "species"]
