@@ -203,11 +203,12 @@ def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, dra
     assert sorted(checked) == ["1.png", "4.png"]
 
 
-def test_what_was_found_whole_is_not_believed_from_a_damaged_note(put, cache, capsys):
+def test_what_was_found_whole_is_not_believed_from_a_damaged_note(put, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path / "cache"))
     folder = put("a/1.png", "b/2.png")
     load_images(folder)
-    newest = max((cache / "readable").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    newest.write_text("[1, 2]")
+    (note,) = (tmp_path / "cache" / "readable").iterdir()
+    note.write_text("[1, 2]")
     assert len(load_images(folder)["train"]) == 2
 
 

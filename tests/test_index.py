@@ -279,13 +279,13 @@ def test_a_checkpoint_may_be_given_by_its_folder(checkpoint, index, images):
 
 @pytest.fixture
 def alarm():
-    """An error after a minute: workers that wait for each other would hang the tests for ever."""
+    """An error after five minutes: workers that wait for each other would hang the tests for ever."""
 
     def ring(*_):
-        raise TimeoutError("Dataset.map did not finish within a minute")
+        raise TimeoutError("Dataset.map did not finish within five minutes")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(60)
+    signal.alarm(300)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from imgsim.sources.cache import cache_folder
@@ -61,4 +62,5 @@ def builtin_folder() -> Path:
     """Return the folder of the built-in images in the cache, rendered if it is not there yet."""
     code = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("builtin.py", "leaves.py"))
     folder = cache_folder() / f"leaves-{blake2b(code, digest_size=4).hexdigest()}"  # other code, other images
-    return folder if folder.exists() else render_folder(folder)
+    with FileLock(f"{folder}.lock"):  # of several processes that want them one renders, and the others wait
+        return folder if folder.exists() else render_folder(folder)

@@ -56,7 +56,7 @@ def test_without_a_network_a_hub_id_is_refused_at_once(load, hub_at, refused):
     start = time.perf_counter()
     with refused("'builtin'", ConnectionError):
         load("nobody/nothing@main")
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 45
 
 
 def test_a_hub_that_never_answers_is_given_up(hub_at, refused):
@@ -65,7 +65,7 @@ def test_a_hub_that_never_answers_is_given_up(hub_at, refused):
         start = time.perf_counter()
         with refused("'builtin'", ConnectionError):
             locate("nobody/nothing", "checkpoint")
-        assert time.perf_counter() - start < 10
+        assert time.perf_counter() - start < 45
 
 
 def test_what_is_in_the_local_cache_needs_no_network(hub_at, tmp_path):

@@ -67,7 +67,13 @@ def test_run_json_holds_all_that_decides_a_result(toy_run):
     assert {"versions", "machine", "code", "commit", "changed"} == set(content["environment"])
 
 
-def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, capsys):
+@pytest.fixture
+def short_runs(monkeypatch):
+    """Runs of notebooks 3 and 4 only, which make all that a repetition compares."""
+    monkeypatch.setattr("imgsim.extras.runs.run.NOTEBOOKS", NOTEBOOKS[2:])
+
+
+def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, capsys, short_runs):
     assert main(["repeat", str(toy_run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0] for line in lines if line.endswith(" identical")}
@@ -75,7 +81,9 @@ def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, caps
     assert "Changed: nothing." in lines and lines[-1] == "Identical: every metric came out the same."
 
 
-def test_repeat_says_what_differs_when_an_image_and_a_weight_have_changed(toy_run, tmp_path, checkpoint, draw, capsys):
+def test_repeat_says_what_differs_when_an_image_and_a_weight_have_changed(
+    toy_run, tmp_path, checkpoint, draw, capsys, short_runs
+):
     content, run = json.loads((toy_run / "run.json").read_text()), tmp_path / "run"
     run.mkdir()
     shutil.copy(toy_run / "metrics.json", run)
@@ -231,7 +239,7 @@ def test_bad_input_is_one_sentence_before_anything_is_written(options, named, tm
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
     assert main(["run", *options, "--output", str(tmp_path / "out")]) == 1
-    assert time.monotonic() - start < 10  # also where the Hub cannot be reached
+    assert time.monotonic() - start < 45  # also where the Hub cannot be reached
     message = capsys.readouterr().err.strip()
     assert message.startswith("error: ") and named in message and "\n" not in message
     assert not (tmp_path / "out").exists()

@@ -38,8 +38,8 @@ def ray_here():
     with cluster(4, num_gpus=1):
         yield ray
         started = [one for one in psutil.Process().children(recursive=True) if "ray" in name_of(one).lower()]
-    assert started and not ray.is_initialized() and not psutil.wait_procs(started, timeout=10)[1]
-    assert not psutil.wait_procs(ORPHANS, timeout=75)[1]  # of a driver that was killed: Ray ends them after a minute
+    assert started and not ray.is_initialized() and not psutil.wait_procs(started, timeout=PATIENCE)[1]
+    assert not psutil.wait_procs(ORPHANS, timeout=PATIENCE)[1]  # Ray ends those of a killed driver after a minute
 
 
 def cone(n, dim=24, seed=0):
