@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, Image
 
 from imgsim.images import fingerprint
-from imgsim.models.batches import cached_embeddings, embed_batches, embed_stream
+from imgsim.models.batches import cached_embeddings, embed_batches
 from imgsim.models.loading import (
     BUILTIN,
     LOADING_ERRORS,
@@ -114,10 +114,6 @@ class Encoder:
             made = self._embed(images, batch_size)
         embeddings, self.images_per_second = made
         return embeddings
-
-    def embed_stream(self, stream: IterableDataset, batch_size: int) -> tuple[np.ndarray, list, np.ndarray]:
-        """Embed a stream, see `batches.embed_stream`: embeddings (n, d), labels (n,), positions (n,)."""
-        return embed_stream(self, stream, batch_size)
 
     def _embed(self, sources: Sequence, batch_size: int) -> tuple[np.ndarray, float]:
         start, size = time.perf_counter(), self.micro_batch(batch_size)

@@ -14,6 +14,7 @@ from datasets import Dataset, IterableDataset
 from imgsim.hashing import Projection, check_integer, check_settings, normalise
 from imgsim.images import encode_labels, labels_of
 from imgsim.search.candidates import Candidates
+from imgsim.search.snapshot import Snapshot
 from imgsim.tables import LSH, id_label
 
 SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "seed", "probes", "rerank")
@@ -120,57 +121,58 @@ class BuildLSHTable:
         return len(self._candidates.ids) if self._candidates else 0
 
     @property
+    def snapshot(self) -> Snapshot:
+        """All arrays of the index as they are now."""
+        return self._built().snapshot
+
+    @property
     def lsh(self) -> LSH:
         """The hash tables as the article has them, for reading."""
-        now = self._built().snapshot
+        now = self.snapshot
         return LSH.from_arrays(self.hash_size, now.ids, now.labels, now.codes, now.rows, now.starts)
 
     @property
     def projection(self) -> Projection:
         """Planes and mean, fixed at the first build."""
-        return self._built().snapshot.projection
+        return self.snapshot.projection
 
     @property
     def ids(self) -> np.ndarray:
         """The candidates' ids (n,)."""
-        return self._built().snapshot.ids
+        return self.snapshot.ids
 
     @property
     def labels(self) -> np.ndarray:
         """The candidates' labels (n,), -1 if there is none."""
-        return self._built().snapshot.labels
+        return self.snapshot.labels
 
     @property
     def vectors(self) -> np.ndarray:
         """The candidates' embeddings scaled to length 1 (n, d)."""
-        return self._built().snapshot.vectors
+        return self.snapshot.vectors
 
     def build(self, ds: Dataset | IterableDataset) -> BuildLSHTable:
-        """Embed, hash and store the images of one split; ids are their positions in it.
+        """Embed, hash and store the images of one split; ids are their positions in it. Returns the index.
 
         Args:
             ds: a split with the columns image and, if there are classes, labels; of a stream (load_dataset(...,
                 streaming=True)) nothing is kept but the embeddings.
-
-        Returns:
-            The index.
         """
         if not isinstance(ds, (Dataset, IterableDataset)):
             raise ValueError(f"build takes one split, such as images['train'], not a {type(ds).__name__}.")
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use build_from_embeddings.")
         if isinstance(ds, IterableDataset):
-            embeddings, labels, ids = self.encoder.embed_stream(ds, self.batch_size)
+            from imgsim.models.batches import embed_stream  # torch
+
+            embeddings, labels, ids = embed_stream(self.encoder, ds, self.batch_size)
             return self.build_from_embeddings(embeddings, encode_labels(labels), ids)
         return self.build_from_embeddings(self.encoder.embed(ds, self.batch_size), labels_of(ds))
 
     def build_from_embeddings(self, embeddings, labels=None, ids=None) -> BuildLSHTable:
         """Hash and store embeddings (n, d) with labels (n,) and ids (n,), by default 0 to n - 1.
 
-        They replace what was in the index.
-
-        Returns:
-            The index.
+        They replace what was in the index. Returns the index.
         """
         embeddings = self._check_embeddings(embeddings)
         if not len(embeddings):
@@ -209,7 +211,7 @@ class BuildLSHTable:
 
     def search(self, embeddings, top_k: int = 10) -> SearchResult:
         """Find the nearest candidates of every query embedding (m, d) among those that the stages let through."""
-        now = self._built().snapshot
+        now = self.snapshot
         queries = normalise(self._check_embeddings(embeddings))
         rows, cosines, seen, compared = now.search(queries, top_k, self.probes, self.rerank)
         return SearchResult(np.where(rows >= 0, now.ids[rows], -1) if len(now) else rows, cosines, seen, compared)
@@ -218,7 +220,7 @@ class BuildLSHTable:
         """Find the images most similar to one image (a path, bytes, a PIL image or an array); top_k None: all."""
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use search.")
-        query, now = normalise(self._check_embeddings(self.encoder.embed([image]))), self._built().snapshot
+        query, now = normalise(self._check_embeddings(self.encoder.embed([image]))), self.snapshot
         best = now.search(query, max(len(now), 1) if top_k is None else top_k, self.probes, self.rerank)
         rows, cosines, seen, compared = (array[0] for array in best)
         if verbose:

@@ -2,7 +2,8 @@
 
 A leaf is painted flat, by numpy, in its own coordinates (x across the blade, y from base to tip), then posed,
 lit and photographed by pillow. All randomness comes from one generator per image, so that an image does not depend
-on the images rendered before it.
+on the images rendered before it. exp and the like are computed in double precision, since their last bit in single
+precision depends on the processor: an image is the same on every machine.
 """
 
 import colorsys
@@ -100,7 +101,7 @@ def _blade(rng, n):
     y += rng.uniform(0.1, 0.55) * np.abs(x) * (1 - y)  # two lobes reach below the base
     low, high = rng.uniform(0.4, 0.75), rng.uniform(0.75, 1.2)
     inside = np.clip(y, 0, 1)
-    half = inside**low * (1 - inside) ** high
+    half = np.power(inside, low, dtype=float) * np.power(1 - inside, high, dtype=float)
     half *= rng.uniform(0.3, 0.45) / half.max() * (1 + rng.normal(0, 0.08) * np.sign(x))
     gap = half - np.abs(x) + 0.004 * _noise(rng, n, 24) - np.abs(y - inside)
     return x, y, half, gap / (np.hypot(*np.gradient(gap)) + 1e-4) + 0.5
@@ -127,12 +128,13 @@ def _veins(x, y, half, rng):
     phase = y - rng.uniform(0.5, 0.9) * out - rng.uniform(0.2, 0.8) * out**2 + 0.012 * _noise(rng, len(x), 4)
     phase = count * phase + 0.25 * np.sign(x)
     off, taper = np.abs(phase - np.round(phase)) / count, np.clip(1 - out / (half + 0.02), 0, 1)
-    midrib = np.exp(-((out / (0.014 - 0.01 * np.clip(y, 0, 1))) ** 2))
-    sides = np.exp(-((off / (0.004 + 0.005 * taper)) ** 2)) * (phase > -0.4) * (0.4 + 0.6 * taper)
+    midrib = np.exp(-((out / (0.014 - 0.01 * np.clip(y, 0, 1))) ** 2), dtype=float)
+    sides = np.exp(-((off / (0.004 + 0.005 * taper)) ** 2), dtype=float) * (phase > -0.4) * (0.4 + 0.6 * taper)
     wobble = 0.08 * _noise(rng, len(x), 45)
     border, cells = _cells(phase * grain + wobble, out * count * grain - wobble + 32 * (x > 0), rng)
-    fine = 0.4 * np.exp(-((border / 0.08) ** 2))
-    grooves = np.exp(-((off / 0.018) ** 2)) * (0.2 + 0.8 * taper) + np.exp(-((out / 0.02) ** 2))
+    fine = 0.4 * np.exp(-((border / 0.08) ** 2), dtype=float)
+    grooves = np.exp(-((off / 0.018) ** 2), dtype=float) * (0.2 + 0.8 * taper)
+    grooves += np.exp(-((out / 0.02) ** 2), dtype=float)
     height = rng.uniform(0.1, 0.4) * np.minimum(border, 0.6) - 0.45 * grooves
     return np.maximum(np.maximum(midrib, sides), fine), height, cells
 
@@ -184,8 +186,8 @@ def _paint(traits, rng, n):
     _stain(skin, np.array((1, 1, 0.85)) * rng.uniform(0.15, 0.95), specks, 1)
     # The leaf is posed later, so the light is turned the other way; it shows quilting, curl and fold.
     slope = _slope(height + 0.12 * _noise(rng, n, 30) + 2 * _noise(rng, n, 3), traits.light - traits.angle) / 50
-    shade = 1 + (0.15 + 0.4 * traits.contrast) * slope + rng.normal(0, 0.1) * np.tanh(x * 30)
-    gloss = rng.uniform(0, 90) * traits.contrast * np.exp(-(((slope - 0.5) / 0.4) ** 2))
+    shade = 1 + (0.15 + 0.4 * traits.contrast) * slope + rng.normal(0, 0.1) * np.tanh(x * 30, dtype=float)
+    gloss = rng.uniform(0, 90) * traits.contrast * np.exp(-(((slope - 0.5) / 0.4) ** 2), dtype=float)
     lit = np.asarray(skin) * np.clip(shade, 0.4, 1.6)[..., None] + gloss[..., None]
     leaf = Image.fromarray(np.uint8(np.minimum(lit, 255)))
     if rng.random() < 0.3:  # holes eaten by beetles
@@ -237,7 +239,7 @@ def _camera(photo, rng):
     if rng.random() < 0.3:
         turn = rng.uniform(0, 6.3)
         edge = math.cos(turn) * x + math.sin(turn) * x[:, None] + 0.3 * _noise(rng, size, 5) - rng.uniform(0, 0.7)
-        light *= 1 - rng.uniform(0.2, 0.5) / (1 + np.exp(-rng.uniform(5, 30) * edge))
+        light *= 1 - rng.uniform(0.2, 0.5) / (1 + np.exp(-rng.uniform(5, 30) * edge, dtype=float))
     image = np.asarray(photo) * light[..., None] * rng.normal(1, 0.06, 3).astype(np.float32)
     image += rng.uniform(1, 6) * rng.standard_normal((size, size, 1), dtype=np.float32)
     return Image.fromarray(np.uint8(np.clip(image, 0, 255)))

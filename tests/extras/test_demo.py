@@ -12,7 +12,7 @@ import pytest
 
 from imgsim import BuildLSHTable, candidates_and_queries
 from imgsim.extras.cli import main
-from imgsim.extras.runs.runner import DEFAULTS
+from imgsim.extras.runs.settings import DEFAULTS
 
 gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")

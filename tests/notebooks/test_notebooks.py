@@ -12,7 +12,7 @@ import papermill
 import pytest
 
 from imgsim.encoder import load_encoder
-from imgsim.extras.runs.runner import DEFAULTS
+from imgsim.extras.runs.settings import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))

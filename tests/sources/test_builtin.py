@@ -1,5 +1,9 @@
 """The rendered leaves: the same pixels from the same seed, balanced classes, folders whole or not at all."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +51,27 @@ def test_the_same_seed_renders_the_same_pixels_in_any_order_and_number(rendered,
     again = render_folder(tmp_path / "again", sizes={"test": 2, "train": 5}, size=SIZE)
     before, after = files(rendered), files(again)
     assert len(after) == 7 and all(before[name] == content for name, content in after.items())
+
+
+DIGEST = """
+import hashlib
+import numpy as np
+from imgsim.sources.leaves import render_leaf, sample_traits
+
+digest = hashlib.md5()
+for label, number in (("bean_rust", 1), ("healthy", 2)):  # with numpy's own float32 exp some pixels were others
+    rng = np.random.default_rng([0, 0, number])
+    digest.update(render_leaf(sample_traits(label, rng), rng).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_a_processor_without_avx_512_renders_the_same_pixels():
+    older = "X86_V4 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"  # numpy's names by version
+    command = [sys.executable, "-W", "ignore", "-c", DIGEST]
+    environments = (os.environ, os.environ | {"NPY_DISABLE_CPU_FEATURES": older})
+    digests = {subprocess.check_output(command, env=environment) for environment in environments}
+    assert len(digests) == 1
 
 
 def test_another_seed_renders_other_leaves(rendered, tmp_path):

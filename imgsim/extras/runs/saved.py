@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from imgsim.extras.runs.environment import environ
-from imgsim.extras.runs.runner import run
+from imgsim.extras.runs.run import run
 from imgsim.images import candidates_and_queries, load_images
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import open_image

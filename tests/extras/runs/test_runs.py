@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from imgsim.encoder import load_encoder
 from imgsim.extras.cli import main
-from imgsim.extras.runs.runner import DEFAULTS, NOTEBOOKS, check, read_params, replacing, run_name
+from imgsim.extras.runs.environment import NOTEBOOKS
+from imgsim.extras.runs.run import fresh_folder
+from imgsim.extras.runs.settings import DEFAULTS, complete_settings, read_params, run_name
 from imgsim.images import load_images
 from imgsim.index import BuildLSHTable
 
@@ -119,7 +121,7 @@ def test_query_refuses_in_one_sentence(toy_run, image_folder, tmp_path, capsys):
         ([str(bare), str(photo)], "holds no index"),
         ([str(toy_run), "/nowhere.jpg"], "/nowhere.jpg"),
         ([str(toy_run), str(tmp_path / "broken.jpg")], "broken.jpg"),
-        ([str(toy_run), str(photo), "--top-k", "0"], "top_k is 0"),
+        ([str(toy_run), str(photo), "--top-k", "0"], "top_k must be a whole number"),
         ([str(other), str(photo)], "was made with the checkpoint"),
     ):
         assert main(["query", *arguments]) == 1
@@ -170,10 +172,10 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
         (["--checkpoint", "EMPTY"], "EMPTY"),
         (["--checkpoint", "nobody/nothing"], "builtin"),
         (["--dataset", "nobody/nothing"], "builtin"),
-        (["--hash-size", "0"], "hash_size is 0"),
+        (["--hash-size", "0"], "hash_size must be a whole number"),
         (["--hash-size", "65"], "hash_size is 65"),
-        (["--num-tables", "0"], "num_tables is 0"),
-        (["--top-k", "0"], "top_k is 0"),
+        (["--num-tables", "0"], "num_tables must be a whole number"),
+        (["--top-k", "0"], "top_k must be a whole number"),
         (["--dtype", "float17"], "float17"),
         (["--params", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--params", "MISSPELT"], "hash_sise"),
@@ -184,7 +186,7 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
         (["--dataset", "LONELY", "--label-column", "species"], "no columns"),
         (["--dataset", "nobody/nothing?split=test", "--split", "train"], "already"),
         (["--dataset", "nobody/nothing?colour=red"], "image=..."),
-        (["--params", "TWICE"], "seed stands there twice"),
+        (["--params", "TWICE"], "seed occurs twice"),
         (["--checkpoint", ""], "checkpoint is empty"),
     ],
 )
@@ -215,7 +217,7 @@ def test_unknown_options_are_one_sentence_too(options, capsys):
 
 def test_options_of_a_data_set_become_part_of_its_name(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("imgsim.extras.cli.run", lambda settings, output: asked.append(settings["dataset"]) or tmp_path)
+    monkeypatch.setattr("imgsim.extras.runs.run.run", lambda settings, output: asked.append(settings["dataset"]) or tmp_path)
     params = tmp_path / "params.yaml"
     params.write_text("dataset: owner/name\n")
     options = ["--revision", "v1", "--split", "train", "--image-column", "img", "--label-column", "species"]
@@ -228,7 +230,7 @@ def test_runs_that_differ_have_folders_that_differ():
     base = {"checkpoint": "/photos/vit", "dataset": "/a/beans"}
     others = ({"dtype": "bfloat16"}, {"checkpoint": "untrained:/photos/vit"}, {"dataset": "/a/beans?split=test"})
     others += ({"probes": 3}, {"seed": 1}, {"hash_size": 9}, {"num_tables": 9})
-    names = [run_name(check(base | other)) for other in ({}, *others)]
+    names = [run_name(complete_settings(base | other)) for other in ({}, *others)]
     assert names[0] == "beans-vit-k8-L10-p8-seed0" and names[2] == "beans-untrained-vit-k8-L10-p8-seed0"
     assert len(set(names)) == len(names) and not any(set(name) & set("/?=:") for name in names)
 
@@ -237,15 +239,15 @@ def test_checkpoint_called_075_stays_text(tmp_path):
     params = tmp_path / "params.yaml"
     params.write_text("checkpoint: 075\nseed: 7\n")
     assert read_params(params) == {"checkpoint": "075", "seed": 7}
-    assert run_name(check({"checkpoint": "075"})) == "builtin-075-k8-L10-p8-seed0"
+    assert run_name(complete_settings({"checkpoint": "075"})) == "builtin-075-k8-L10-p8-seed0"
     with pytest.raises(ValueError, match="checkpoint must be text, not 75"):
-        check({"checkpoint": 75})
-    assert set(check({})) == set(DEFAULTS)
+        complete_settings({"checkpoint": 75})
+    assert set(complete_settings({})) == set(DEFAULTS)
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "thesis.doc").touch()
-    with pytest.raises(ValueError, match="other files"), replacing(tmp_path):
+    with pytest.raises(ValueError, match="other files"), fresh_folder(tmp_path):
         pass
     assert (tmp_path / "thesis.doc").exists()
 
@@ -255,7 +257,7 @@ def test_a_killed_run_is_cleared_away_and_what_it_meant_to_replace_is_kept(tmp_p
     folder.mkdir(), before.mkdir()
     (folder / "01_embeddings.ipynb").touch()  # half a run
     (before / "run.json").touch()  # the whole one that it would have replaced
-    with pytest.raises(KeyboardInterrupt), replacing(folder):
+    with pytest.raises(KeyboardInterrupt), fresh_folder(folder):
         assert not any(folder.iterdir())
         raise KeyboardInterrupt
     assert (folder / "run.json").exists() and not before.exists()

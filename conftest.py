@@ -1,0 +1,3 @@
+"""Read by pytest also when it is given notebooks alone: their outputs are compared within a tolerance."""
+
+pytest_plugins = ["tolerance"]
