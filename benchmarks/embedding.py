@@ -77,7 +77,7 @@ def main() -> None:
 
     ready = [plain.prepare(sources[i : i + BATCH]) for i in range(0, len(sources), BATCH)]
     ready = [pixels.to(plain.device, plain.dtype) for pixels in ready]
-    slices = [encoder.place(part) for pixels in ready for part in pixels.split(encoder.step(BATCH))]
+    slices = [encoder.to_device(part) for pixels in ready for part in pixels.split(encoder.micro_batch(BATCH))]
     paths = {
         "imgsim, from files": lambda: encoder.embed(sources, BATCH),
         "imgsim's forward pass alone": lambda: bare(encoder.network, slices),

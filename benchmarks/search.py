@@ -20,8 +20,8 @@ import numpy as np
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from imgsim.evaluation import normalise, participation_ratio, recall_at_k
-from imgsim.hashing import Projection
+from imgsim.evaluation import participation_ratio, recall_at_k
+from imgsim.hashing import Projection, normalise
 from imgsim.index import BuildLSHTable
 
 try:
@@ -223,7 +223,7 @@ def imgsim_rows(candidates):
     first = default.hash_size, default.num_tables, ((default.probes, default.rerank),)
     for hash_size, num_tables, efforts in (first, *SETTINGS):
         index = build_index(candidates, hash_size, num_tables)
-        size = array_bytes(index, {id(index.embeddings), id(index.projection)}) / len(candidates)
+        size = array_bytes(index, {id(index.vectors), id(index.projection)}) / len(candidates)
         for probes, depth in efforts:
 
             def search(queries, index=index, probes=probes, depth=depth):
@@ -338,7 +338,7 @@ def fastest(candidates, queries) -> dict:
     index takes to build (seconds) and to keep (bytes an image, see array_bytes)."""
     hash_size = int(np.log2(len(candidates))) - 2  # a handful of candidates a bucket, at any n
     index, truth, found = build_index(candidates, hash_size, 32), exact_search(queries, candidates), []
-    size = array_bytes(index, {id(index.embeddings), id(index.projection)}) / len(candidates)
+    size = array_bytes(index, {id(index.vectors), id(index.projection)}) / len(candidates)
     for index.rerank in (100, 300, 1000):
         for index.probes in (4, 8, 16, 32, 64, 128):
             result = index.search(queries, TOP_K)

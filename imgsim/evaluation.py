@@ -1,6 +1,6 @@
-"""How good is an answer? Exact neighbours to compare with, and the measures: arrays in, numbers out.
+"""How good is an answer? Exact neighbours to compare with, and the measures.
 
-Shapes: n candidates, m queries, d dimensions, k places of a ranked list. A place left empty holds id -1.
+Shapes: n candidates, m queries, d dimensions, k places of a ranked list. An empty place holds id -1.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ import time
 
 import numpy as np
 
+from imgsim.hashing import normalise
+
 BLOCK = 1024  # queries compared with all candidates at a time
 
 
-def normalise(embeddings) -> np.ndarray:
-    """Rows (n, d) scaled to length 1, so that a dot product is a cosine; a row of zeros stays as it is."""
-    embeddings = np.asarray(embeddings, dtype=np.float32)
-    lengths = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
-    return embeddings / np.where(lengths > 0, lengths, 1)
-
-
 def exact_neighbours(queries, candidates, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compare every query (m, d) with every candidate (n, d): rows (m, k) and cosines (m, k), nearest first."""
+    """Compare every query (m, d) with every candidate (n, d).
+
+    Returns:
+        Rows (m, k) int64 and cosines (m, k) float32, nearest first.
+    """
     queries, candidates = normalise(queries), normalise(candidates)
     k = min(k, len(candidates))
     rows, cosines = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
@@ -36,12 +35,21 @@ def exact_neighbours(queries, candidates, k: int) -> tuple[np.ndarray, np.ndarra
 
 
 def recall_at_k(found, true) -> float:
-    """The mean share of the true neighbours' ids (m, k) that stand anywhere among the found ids (m, any)."""
+    """Return the mean share of the true neighbours' ids (m, k) that are anywhere among the found ids (m, any)."""
     return float(np.mean([np.isin(t, f).mean() for t, f in zip(np.asarray(true), np.asarray(found), strict=True)]))
 
 
 def same_label(ids, labels, query_labels) -> np.ndarray | None:
-    """Which places of ranked lists (m, k) hold a candidate with the query's label, for the queries that have one."""
+    """Tell which places of ranked lists (m, k) hold a candidate with the query's label, for the queries with a label.
+
+    Args:
+        ids: (m, k), -1 for an empty place.
+        labels: (n,) of the candidates, by id, or None.
+        query_labels: (m,), -1 for a query without one, or None.
+
+    Returns:
+        Booleans (queries with a label, k), or None if there are no labels.
+    """
     if labels is None or query_labels is None or not (known := np.asarray(query_labels) >= 0).any():
         return None
     ids = np.asarray(ids)[known]
@@ -49,18 +57,16 @@ def same_label(ids, labels, query_labels) -> np.ndarray | None:
 
 
 def label_precision(ids, labels, query_labels, k: int = 5) -> float | None:
-    """The mean share of the first k places (m, >= k) whose label is the query's; an empty place counts as wrong.
-
-    labels (n,) are the candidates', by id; query_labels (m,), -1 for queries that do not count. None where there are
-    no labels.
-    """
+    """Return the mean share of the first k places with the query's label, see `same_label`; an empty place is wrong."""
     right = same_label(ids, labels, query_labels)
     return None if right is None else float(right[:, :k].sum() / (len(right) * k))
 
 
 def mean_average_precision(ids, labels, query_labels) -> float | None:
-    """The mean over queries of the average precision of a ranked list (m, k): the precision at each place that holds a
-    candidate with the query's label, averaged over those places. None where there are no labels."""
+    """Return the mean over queries of the average precision of a ranked list, see `same_label`.
+
+    The average precision is the precision at each place with the query's label, averaged over those places.
+    """
     right = same_label(ids, labels, query_labels)
     if right is None:
         return None
@@ -69,14 +75,16 @@ def mean_average_precision(ids, labels, query_labels) -> float | None:
 
 
 def bucket_skew(sizes) -> float:
-    """How unequal buckets are: the size of an entry's own bucket over that of a bucket; 1 where all are equal."""
+    """Return how unequal bucket sizes are: that of an entry's own bucket over that of a bucket; 1 if all are equal."""
     sizes = np.asarray(sizes, dtype=np.float64)
     return float(np.square(sizes).sum() / sizes.sum() / sizes.mean())
 
 
 def participation_ratio(embeddings) -> float:
-    """How many directions embeddings (n, d) really use: (sum of l)^2 / sum of l^2 over the eigenvalues l of
-    their covariance; d for a round cloud, 1 for a line."""
+    """Count the directions that embeddings (n, d) really use: d for a round cloud, 1 for a line.
+
+    It is (sum of l)^2 / sum of l^2 over the eigenvalues l of their covariance.
+    """
     centred = np.asarray(embeddings, dtype=np.float64)
     centred = centred - centred.mean(axis=0)
     covariance = centred.T @ centred  # its trace is the eigenvalues' sum, its squared norm that of their squares
@@ -84,9 +92,17 @@ def participation_ratio(embeddings) -> float:
 
 
 def evaluate(index, candidates, queries, labels=None, query_labels=None) -> dict:
-    """Measure an index (BuildLSHTable) of candidates (n, d), ids 0 to n - 1, with queries (m, d).
+    """Measure an index with queries.
 
-    Returns the measures of a run's metrics.json; those that need labels are None where there are none.
+    Args:
+        index: a BuildLSHTable of the candidates, with ids 0 to n - 1.
+        candidates: embeddings (n, d).
+        queries: embeddings (m, d).
+        labels: (n,) or None.
+        query_labels: (m,) or None.
+
+    Returns:
+        The measures of a run's metrics.json; those that need labels are None if there are none.
     """
     true, _ = exact_neighbours(queries, candidates, 10)
     found = index.search(queries, top_k=10)

@@ -1,11 +1,12 @@
-"""Every picture of the tutorial. Nothing is computed here: arrays and images in, a figure out.
+"""The pictures of notebooks 01 to 04: arrays and images in, a figure out.
 
-Plots are drawn on given axes or on a new figure's, and return them: titles and labels are matplotlib's `axis.set`.
+The plots draw on the axes given, or on a new figure's, and return them; `axis.set` adds titles and labels.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from imgsim.sources.decode import open_image
 
 INK, QUIET, RIGHT, WRONG = "#1f2933", "#8a94a0", "#2a7d4f", "#b5442e"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": QUIET,
     "axes.grid": True,
     "axes.labelcolor": INK,
@@ -32,19 +33,19 @@ STYLE = {
 
 
 def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.3) -> tuple[Figure, np.ndarray]:
-    """A figure in the tutorial's style: the figure, and its axes in one flat array."""
+    """Make a figure in the tutorial's style; return it and its axes in one flat array (rows * columns,)."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     return figure, axes.ravel()
 
 
 def one_axis() -> Axes:
-    """The axes of a new figure that holds one plot."""
+    """Return the axes of a new figure that holds one plot."""
     return panels(1, width=6)[1][0]
 
 
 def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
-    """Show images with a caption above each, in rows of `columns`."""
+    """Show images (anything that `open_image` takes) with coloured captions above, in rows of `columns`."""
     columns = min(columns, len(images))
     figure, axes = panels(columns, -(-len(images) // columns), 1.55, 1.9)
     for axis in axes:
@@ -56,7 +57,7 @@ def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
 
 
 def show(figure: Figure, output: str, name: str) -> None:
-    """Show a figure in a notebook; keep it as output/figures/name.png where an output folder is given."""
+    """Show a figure in a notebook, and write it to output/figures/name.png if there is an output folder."""
     if output:
         folder = Path(output) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def show(figure: Figure, output: str, name: str) -> None:
 
 
 def label_name(dataset, label: int) -> str:
-    """The name of a label where the data set has one, else its number; "" where there is none."""
+    """Return the name of a label if the dataset has names, else its number, or "" if there is no label."""
     if label is None or label < 0:
         return ""
     names = getattr(dataset.features.get("labels"), "names", None)
@@ -73,25 +74,38 @@ def label_name(dataset, label: int) -> str:
 
 
 def visualize_lsh(lsh_builder, dataset, query: int = 0, top_k: int = 5) -> Figure:
-    """Query an index with one image and show it beside its `top_k` matches.
+    """Query an index with one image and show it with its `top_k` matches, see `plot_matches`."""
+    matches = lsh_builder.query(dataset[1][query]["image"], top_k=top_k)
+    pairs = zip(matches.overlap, matches.cosine, strict=True)
+    scores = [f"overlap {overlap:.1f}, cosine {cosine:.2f}" for overlap, cosine in pairs]
+    return plot_matches(dataset, query, matches.ids, scores)
 
-    dataset: the candidates and the queries, (candidates, queries), as `candidates_and_queries` gives them;
-    query: a row of the latter. A match's caption is green where its label is the query's, else red.
+
+def plot_matches(dataset, query: int, ids, scores) -> Figure:
+    """Show a query with its matches; a match's caption is green if its label is the query's, else red.
+
+    Args:
+        dataset: (candidates, queries), as `candidates_and_queries` returns them.
+        query: a row of the queries.
+        ids: rows of the candidates (t,); places of -1, as a SearchResult has them, stay empty.
+        scores: what stands below each match's label.
     """
     candidates, queries = dataset
-    row = queries[query]
-    matches = lsh_builder.query(row["image"], top_k=top_k)
-    label = -1 if row.get("labels") is None else row["labels"]
-    images, captions, colours = [row["image"]], [f"query\n{label_name(queries, label)}"], [INK]
-    for i, match, overlap, cosine in zip(matches.ids, matches.labels, matches.overlap, matches.cosine, strict=True):
-        images.append(candidates[int(i)]["image"])
-        captions.append(f"{label_name(candidates, match)}\noverlap {overlap:.1f}, cosine {cosine:.2f}")
-        colours.append(INK if label < 0 else RIGHT if match == label else WRONG)
+    asked = queries[query]
+    label = asked.get("labels")
+    images, captions, colours = [asked["image"]], [f"query\n{label_name(queries, label)}"], [INK]
+    for i, score in zip(ids, scores, strict=True):
+        if i < 0:
+            break
+        match = candidates[int(i)]
+        images.append(match["image"])
+        captions.append(f"{label_name(candidates, match.get('labels'))}\n{score}")
+        colours.append(INK if label in (None, -1) else RIGHT if match["labels"] == label else WRONG)
     return plot_images(images, captions, colours)
 
 
 def plot_lines(x, lines: dict, points: dict | None = None, axis: Axes | None = None) -> Axes:
-    """Draw named lines (len(x),) and, in the same colours, the named measured points (x, y) over them."""
+    """Plot named lines (len(x),) and, in the same colours, named measured points (x, y)."""
     axis = axis or one_axis()
     for name, y in lines.items():
         (line,) = axis.plot(x, y, label=name, linewidth=1.8)
@@ -103,7 +117,7 @@ def plot_lines(x, lines: dict, points: dict | None = None, axis: Axes | None = N
 
 
 def plot_histograms(groups: dict, bins, axis: Axes | None = None) -> Axes:
-    """Overlay histograms of named groups of numbers, each as a share of its own group."""
+    """Plot histograms of named groups of numbers over one another, each as a share of its group."""
     axis = axis or one_axis()
     for name, values in groups.items():
         axis.hist(values, bins=bins, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name)
@@ -112,22 +126,8 @@ def plot_histograms(groups: dict, bins, axis: Axes | None = None) -> Axes:
     return axis
 
 
-def plot_tradeoff(rows, best: dict, axis: Axes | None = None) -> Axes:
-    """Recall over candidates seen for the rows of a tuning, coloured by hash_size, the best settings ringed."""
-    axis = axis or one_axis()
-    for hash_size in sorted({row["hash_size"] for row in rows}):
-        chosen = [row for row in rows if row["hash_size"] == hash_size]
-        axis.plot(
-            [row["candidates"] for row in chosen], [row["recall"] for row in chosen], ".", label=f"{hash_size} bits"
-        )
-    axis.plot(best["candidates"], best["recall"], "o", markersize=13, fillstyle="none", color=INK, label="chosen")
-    axis.set(xlabel="candidates seen", ylabel="recall")
-    axis.legend(fontsize=8)
-    return axis
-
-
 def plot_bars(names, heights, axis: Axes | None = None) -> Axes:
-    """One bar a name, its height written above it."""
+    """Plot one bar per name with its height above it."""
     axis = axis or one_axis()
     bars = axis.bar(names, heights, color="#4c78a8", width=0.6)
     axis.bar_label(
@@ -135,29 +135,4 @@ def plot_bars(names, heights, axis: Axes | None = None) -> Axes:
     )
     axis.grid(visible=False, axis="x")
     axis.margins(y=0.12)
-    return axis
-
-
-def plot_fronts(groups: dict, axis: Axes | None = None) -> Axes:
-    """Named groups of points (x, y, best): all as faint dots, those in the mask `best` joined by a line."""
-    axis = axis or one_axis()
-    for name, (x, y, best) in groups.items():
-        (dots,) = axis.plot(x, y, "o", alpha=0.35, markersize=5)
-        order = np.argsort(x[best])
-        axis.plot(x[best][order], y[best][order], "o-", color=dots.get_color(), markersize=6, label=name)
-    axis.legend(fontsize=8)
-    return axis
-
-
-def plot_heat(grid: np.ndarray, rows, columns, axis: Axes | None = None, colours: str = "viridis") -> Axes:
-    """Shares (rows, columns) as coloured fields with their numbers; a field that was not measured stays empty."""
-    axis = axis or one_axis()
-    axis.imshow(grid, vmin=0, vmax=1, cmap=colours, aspect="auto")
-    for (row, column), value in np.ndenumerate(grid):
-        if np.isfinite(value):
-            colour = "white" if (value < 0.6) == (colours == "viridis") else INK
-            axis.text(column, row, f"{value:.0%}", ha="center", va="center", color=colour, fontsize=9)
-    axis.set(xticks=range(len(columns)), yticks=range(len(rows)))
-    axis.set_xticklabels(columns), axis.set_yticklabels(rows)
-    axis.grid(visible=False)
     return axis

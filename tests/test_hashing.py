@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsim import Projection, bool2int, collision_probability, draw_planes, hash_func
-from imgsim.hashing import BLOCK, check_settings, code_dtype, codes_of, column_sums, signatures
+from imgsim.hashing import BLOCK, check_settings, code_dtype, column_sums, pack_bits, unpack_codes
 
 TIE = 1e-4  # a projection this near to 0 may fall on either side: sums are rounded differently by block and loop
 
@@ -46,10 +46,10 @@ def test_bool2int_gives_a_python_int():
 
 
 @pytest.mark.parametrize("hash_size", range(1, 65))
-def test_codes_of_signatures_equal_python_ints(hash_size):
+def test_unpack_codes_signatures_equal_python_ints(hash_size):
     bits = np.random.default_rng(hash_size).random((3, 7, hash_size)) < 0.5
     bits[0, 0], bits[0, 1] = True, False
-    codes = codes_of(signatures(bits.reshape(3, -1)), hash_size, 7)
+    codes = unpack_codes(pack_bits(bits.reshape(3, -1)), hash_size, 7)
     assert codes.shape == (3, 7) and codes.dtype == code_dtype(hash_size)
     assert codes.tolist() == [[to_int(row) for row in rows] for rows in bits]
 
@@ -91,7 +91,7 @@ def test_shapes_of_margins_and_signatures():
 @pytest.mark.parametrize(("num_tables", "hash_size"), [(1, 1), (7, 9), (4, 16), (5, 13), (2, 64), (3, 33)])
 def test_signatures_hold_all_bits_side_by_side(num_tables, hash_size):
     bits = np.random.default_rng(hash_size).random((6, num_tables * hash_size)) < 0.5
-    words = signatures(bits)
+    words = pack_bits(bits)
     assert words.shape == (6, -(-num_tables * hash_size // 64))
     for row, flat in zip(words.tolist(), bits, strict=True):
         assert sum(word << 64 * i for i, word in enumerate(row)) == to_int(flat)  # what is left over is 0
@@ -104,7 +104,7 @@ def test_margins_are_distances_to_the_planes_and_codes_their_sides():
     np.testing.assert_allclose(projection.margins(x), slow, atol=TIE)
     assert not ((bits_of(projection(x), 8) != (slow > 0)) & (np.abs(slow) > TIE)).any()
     one = np.concatenate([projection.margins(row) > 0 for row in x])  # as a query's are: sums are rounded differently
-    assert (bits_of(projection(x), 8) == one).mean() > 0.9999
+    assert not ((bits_of(projection(x), 8) != one) & (np.abs(slow) > TIE)).any()
 
 
 @pytest.mark.parametrize("n", [0, 3, BLOCK, 2 * BLOCK + 7])
@@ -114,13 +114,13 @@ def test_column_sums_are_those_of_double_precision(n):
     assert column_sums(x).dtype == np.float64
 
 
-def test_one_table_alone_gives_its_column_of_codes():
+def test_one_table_alone_gives_its_column_of_codes():  # no row is nearer to a plane than 3e-4
     x, planes = points(50, 6), draw_planes(6, 9, 4)
     columns = [hash_func(x, table) for table in planes]
     np.testing.assert_array_equal(hash_func(x, planes), np.stack(columns, axis=1))
 
 
-def test_fewer_bits_are_the_lower_bits_of_a_code():
+def test_fewer_bits_are_the_lower_bits_of_a_code():  # nor here than 1e-3
     x, planes = points(50, 6), draw_planes(6, 12, 4)
     np.testing.assert_array_equal(hash_func(x, planes[..., :5]), hash_func(x, planes) & 31)
 
@@ -180,7 +180,7 @@ def test_a_single_query_gets_the_code_that_it_has_among_others():
     projection = Projection.fit(x, 8, 4)
     codes = projection(x)
     same = [(projection(row)[0] == code).mean() for row, code in zip(x, codes, strict=True)]
-    assert np.mean(same) > 0.999  # all but sign ties
+    assert np.mean(same) > 0.99  # all but sign ties
 
 
 def test_in_a_cone_only_centred_bits_are_balanced():

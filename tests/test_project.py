@@ -14,7 +14,7 @@ from baseline import BAND, SAME, compare
 from packaging.requirements import Requirement
 from refresh import WIDGET, address, readdress, rewrite
 
-from imgsim.extras.runs.runner import DEFAULTS, check, read_params
+from imgsim.extras.runs.settings import DEFAULTS, complete_settings, read_params
 from imgsim.extras.sweeps.points import read_points
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def test_addresses_come_from_pyproject():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.name)
 def test_parameter_files_hold_known_settings(path):
-    assert all(check({name: point[name] for name in DEFAULTS}) for point in read_points(path))
+    assert all(complete_settings({name: point[name] for name in DEFAULTS}) for point in read_points(path))
 
 
 def test_cleaning_keeps_outputs_and_drops_what_changes_by_itself(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from imgsim import LSH, Projection, Table
 from imgsim.hashing import code_dtype
+from imgsim.tables import has_starts, sort_codes
 
 
 @st.composite
@@ -144,7 +145,7 @@ def test_the_codes_come_back_by_row():
     lsh = LSH(12, 4)
     for half in (slice(0, 20), slice(20, 50)):
         lsh.add(np.arange(50)[half] * 3, codes[half])
-        lsh.arrays()  # a look-up between two additions
+        assert len(lsh) == half.stop  # a look-up between two additions
     np.testing.assert_array_equal(lsh.codes, codes)
 
 
@@ -172,7 +173,7 @@ def test_codes_too_large_for_a_table_are_refused(code, refused):
     for refuse in (lambda: table.add(list(range(np.size(code))), code), lambda: table.query(code)):
         with refused("2^8"):
             refuse()
-    assert len(table) == 0 and len(table.entries) == 0
+    assert len(table) == 0
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_a_table_refuses_entries_of_unequal_number(ids, codes, labels, refused):
     table = Table(8)
     with refused():
         table.add(ids, codes, labels)
-    assert len(table) == 0 and len(table.entries) == 0
+    assert len(table) == 0
 
 
 @pytest.mark.parametrize(
@@ -214,42 +215,30 @@ def test_an_lsh_refuses_queries_of_another_shape(codes, refused):
 @pytest.mark.parametrize(
     ("hash_size", "n"), [(1, 4), (3, 7), (3, 8), (8, 255), (8, 256), (9, 700), (20, 99), (33, 40), (64, 9)]
 )
-def test_the_arrays_hold_each_bucket_once_and_in_order(hash_size, n):
-    codes = np.random.default_rng(n).integers(0, min(2**hash_size, 40), (n, 3)).astype(code_dtype(hash_size))
-    lsh = filled(codes, hash_size)
-    ordered, rows, starts = lsh.arrays()
-    direct = 2**hash_size <= n
-    assert starts.shape == (3, 2**hash_size + 1 if direct else 0) and ordered.shape == (3, 0 if direct else n)
-    for t, column in enumerate(codes.T):
-        np.testing.assert_array_equal(rows[t], np.argsort(column, kind="stable"))
-        np.testing.assert_array_equal(lsh.tables[t].sorted()[0], column[rows[t]])
-        np.testing.assert_array_equal(ordered[t], [] if direct else column[rows[t]])
-        for code in range(2**hash_size if starts.size else 0):
-            assert rows[t, starts[t, code] : starts[t, code + 1]].tolist() == np.flatnonzero(column == code).tolist()
+def test_sorted_codes_hold_each_bucket_once_and_in_order(hash_size, n):
+    codes = np.random.default_rng(n).integers(0, min(2**hash_size, 40), n).astype(code_dtype(hash_size))
+    ordered, rows, starts = sort_codes(codes, hash_size)
+    assert len(starts) == (2**hash_size + 1 if has_starts(hash_size, n) else 0)
+    assert len(ordered) == (0 if has_starts(hash_size, n) else n)
+    np.testing.assert_array_equal(rows, np.argsort(codes, kind="stable"))
+    np.testing.assert_array_equal(ordered, codes[rows][: len(ordered)])
+    for code in range(2**hash_size if len(starts) else 0):
+        assert rows[starts[code] : starts[code + 1]].tolist() == np.flatnonzero(codes == code).tolist()
 
 
-def test_the_arrays_are_made_once_and_kept_only_once():
-    codes = np.random.default_rng(3).integers(0, 8, (50, 4), dtype=np.uint8)
-    lsh = filled(codes, 3)
-    arrays = lsh.arrays()
-    assert all(np.shares_memory(table.sorted()[1], arrays[1]) for table in lsh.tables)
-    assert lsh.arrays() is arrays
-    lsh.add(50, codes[0])
-    assert lsh.arrays()[1].shape == (4, 51)
-
-
-@given(st.sampled_from([2, 8, 17, 64]), st.lists(st.booleans(), max_size=40), st.booleans(), st.integers(0, 2**32))
-def test_what_is_kept_equals_fresh_tables_of_it(hash_size, kept, looked_up, seed):
-    codes = np.random.default_rng(seed).integers(0, 4, (len(kept), 3)).astype(code_dtype(hash_size))
-    kept, lsh, fresh = np.array(kept, bool), filled(codes, hash_size), LSH(hash_size, 3)
-    if looked_up:
-        lsh.arrays()
-    lsh.keep(kept)
-    fresh.add(np.flatnonzero(kept), codes[kept])
-    assert len(lsh) == kept.sum() and [buckets(t) for t in lsh.tables] == [buckets(t) for t in fresh.tables]
-    for array, other in zip(lsh.arrays(), fresh.arrays(), strict=True):
-        np.testing.assert_array_equal(array, other)
-    np.testing.assert_array_equal(lsh.codes, codes[kept])
+@pytest.mark.parametrize(("hash_size", "n"), [(3, 50), (20, 50)])
+def test_tables_of_an_index_read_like_tables_that_were_filled(hash_size, n, refused):
+    codes = np.random.default_rng(3).integers(0, 2**hash_size, (n, 4)).astype(code_dtype(hash_size))
+    ids, labels = np.arange(n) * 2, np.arange(n) % 3
+    arrays = [np.stack(part) for part in zip(*(sort_codes(column, hash_size) for column in codes.T), strict=True)]
+    wrapped, lsh = LSH.from_arrays(hash_size, ids, labels, *arrays), LSH(hash_size, 4)
+    lsh.add(ids, codes, labels)
+    assert [buckets(table) for table in wrapped.tables] == [buckets(table) for table in lsh.tables]
+    assert all(np.shares_memory(table.sorted_codes()[1], arrays[1]) for table in wrapped.tables)
+    for one in (wrapped, wrapped.tables[0]):
+        with refused("index"):
+            one.add(999, codes[0] if one is wrapped else codes[0, 0], 1)
+    assert len(wrapped) == n
 
 
 @pytest.mark.parametrize(("hash_size", "num_tables"), [(0, 3), (65, 3), (8, 0), (8.0, 3)])

@@ -1,21 +1,18 @@
-"""A page on this machine to try a run's index on: give it an image, see what it finds."""
+"""A local web page to try a run's index on: give it an image, see what it finds."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
 
-from imgsim.extras.runs.saved import pinned, read_run
-from imgsim.images import candidates_and_queries, load_images
-from imgsim.index import BuildLSHTable
+from imgsim.extras.runs.saved import SavedRun
 from imgsim.sources.decode import open_image
 from imgsim.sources.errors import require
 
-LARGEST = "30mb"  # of an upload
+MAX_UPLOAD = "30mb"
 START = "Give it an image: drop a file, paste one, or take an example."
 CSS = """
 .gradio-container { max-width: 70rem !important; margin: auto }
@@ -29,62 +26,59 @@ footer { display: none !important }
 
 
 class Answers:
-    """A run's index with its candidates and a few queries as examples: images or words in, matches out, no page yet."""
+    """Answers a run's index: images or words in, pictures of the matches out, no page yet.
+
+    Attributes:
+        examples: a few of the run's queries; title: its dataset and checkpoint.
+        texts: a TextEncoder if words find images too, or None.
+    """
 
     def __init__(self, folder):
-        folder, kept = Path(folder), read_run(folder)
-        if not (folder / "index").exists():
-            raise ValueError(f"{str(folder)!r} holds no index; a point of a sweep keeps none, a run does.")
-        from imgsim.encoder import load_encoder  # torch
-
-        settings = pinned(kept)
-        self.names = json.loads((folder / "images.json").read_text(encoding="utf-8"))["labels"]
-        encoder = load_encoder(settings["checkpoint"], dtype=settings["dtype"])
-        self.index = BuildLSHTable.load(folder / "index", encoder)
-        self.candidates, queries = candidates_and_queries(load_images(settings["dataset"]), settings["seed"])
-        self.examples = [small(queries[int(row)]["image"]) for row in np.linspace(0, len(queries) - 1, 6)]
+        self.run = SavedRun(folder)
+        self.index, settings = self.run.index, self.run.settings
+        self.candidates, queries = self.run.images()
+        self.examples = [display_copy(queries[int(row)]["image"]) for row in np.linspace(0, len(queries) - 1, 6)]
         self.title = " · ".join(Path(settings[name]).name for name in ("dataset", "checkpoint"))
         self.texts = None
-        if encoder.pooling == "joint space":  # a dual encoder: words find images, too
+        if self.index.encoder.pooling == "joint space":  # a dual encoder: words find images, too
             from imgsim.extras.modalities.encoders import TextEncoder
 
-            self.texts = TextEncoder(encoder)
+            self.texts = TextEncoder(self.index.encoder)
 
     def by_image(self, image, top_k: int, probes: int) -> tuple[list, str]:
-        """The images most like one, as (image, caption), and in words what the search did."""
+        """Find the images most like one; return them as (image, caption), and in words what the search did."""
         self.index.probes = int(probes)
         matches = self.index.query(image, int(top_k), verbose=False)
-        said = [
-            f"cosine {cosine:.2f}, overlap {overlap:.1f}"
-            for cosine, overlap in zip(matches.cosine, matches.overlap, strict=True)
-        ]
-        return self.shown(matches.ids, said, matches.candidates)
+        pairs = zip(matches.cosine, matches.overlap, strict=True)
+        scores = [f"cosine {cosine:.2f}, overlap {overlap:.1f}" for cosine, overlap in pairs]
+        return self.pictures(matches.ids, scores, matches.candidates)
 
     def by_words(self, words: str, top_k: int, probes: int) -> tuple[list, str]:
-        """The images that words describe, in the same way."""
+        """Find the images that words describe, in the same way."""
         self.index.probes = int(probes)
         found = self.index.search(self.texts.embed([words]), int(top_k))
         ids = found.ids[0][found.ids[0] >= 0]
-        said = [f"cosine {cosine:.2f}" for cosine in found.cosines[0][: len(ids)]]
-        return self.shown(ids, said, int(found.candidates_seen[0]))
+        scores = [f"cosine {cosine:.2f}" for cosine in found.cosines[0][: len(ids)]]
+        return self.pictures(ids, scores, int(found.candidates_seen[0]))
 
-    def shown(self, ids: np.ndarray, said: list[str], seen: int) -> tuple[list, str]:
-        labels, count, pictures = self.index.lsh.entries.labels, len(self.index), []
-        for i, words in zip(ids.tolist(), said, strict=True):
-            name = self.names[labels[i]] if self.names and labels[i] >= 0 else f"image {i}"
-            pictures.append((small(self.candidates[i]["image"]), f"{name} · {words}"))
-        return pictures, f"**{seen:,} of {count:,} candidates seen** ({seen / count:.0%}), {len(pictures)} shown."
+    def pictures(self, ids: np.ndarray, scores: list[str], seen: int) -> tuple[list, str]:
+        """Return the candidates with these ids (t,) as (image, caption), and how many were seen."""
+        shown, count = [], len(self.index)
+        for i, score in zip(ids.tolist(), scores, strict=True):
+            name = self.run.label_name(self.index.labels[i]) or f"image {i}"
+            shown.append((display_copy(self.candidates[i]["image"]), f"{name} · {score}"))
+        return shown, f"**{seen:,} of {count:,} candidates seen** ({seen / count:.0%}), {len(shown)} shown."
 
 
-def small(image, side: int = 320):
-    """An image as it is shown: a file of the data set is never handed to the page itself."""
+def display_copy(image, side: int = 320):
+    """Return a small copy of an image: the page never gets a file of the dataset itself."""
     image = open_image(image)
     image.thumbnail((side, side))
     return image
 
 
 def page(answers: Answers):
-    """The page as Gradio's Blocks."""
+    """Build the page as Gradio's Blocks."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
@@ -101,20 +95,14 @@ def page(answers: Answers):
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
                 query = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Your image", height=260)
-                # The file as it came: where it cannot be read, open_image says so in words.
+                # The file as it came: if it cannot be read, open_image says so in words.
                 query.preprocess = lambda payload: payload.path if payload else None
                 words = gradio.Textbox(
                     label="Or in words", info="Emptied, the image counts again.", visible=answers.texts is not None
                 )
                 top_k = gradio.Slider(1, 24, 8, step=1, label="Matches shown (top_k)")
-                probes = gradio.Slider(
-                    0,
-                    64,
-                    answers.index.probes,
-                    step=1,
-                    label="Probes",
-                    info="Further buckets looked up in every table: more of them, more candidates seen.",
-                )
+                info = "Extra buckets looked up in every table: more of them, more candidates seen."
+                probes = gradio.Slider(0, 64, answers.index.probes, step=1, label="Probes", info=info)
                 gradio.Examples(answers.examples, query, label="Or take an example")
             with gradio.Column(scale=2, min_width=280):
                 said = gradio.Markdown(START, elem_id="said")
@@ -127,13 +115,17 @@ def page(answers: Answers):
 
 
 def launch(blocks, **settings) -> None:
-    """Start the page; settings go to Gradio's launch: server_name, server_port, ..."""
+    """Start the page; the settings go to Gradio's launch: server_name, server_port, ..."""
     private = {"share": False, "enable_monitoring": False, "footer_links": [], "ssr_mode": False}
-    blocks.launch(**private, quiet=True, max_file_size=LARGEST, css=CSS, **settings)
+    blocks.launch(**private, quiet=True, max_file_size=MAX_UPLOAD, css=CSS, **settings)
 
 
 def serve(folder, port: int = 7860, block: bool = True):
-    """Serve the page of a run on 127.0.0.1 until it is interrupted; returns its Blocks where it does not block."""
+    """Serve the page of a run on 127.0.0.1, by default until it is interrupted; return its Blocks, to be closed.
+
+    Raises:
+        ValueError: Gradio is not installed, or the folder holds no run with an index.
+    """
     require(("gradio",), "demo")
     blocks = page(Answers(folder))
     print(f"The page: http://127.0.0.1:{port} (Ctrl+C ends it)", flush=True)

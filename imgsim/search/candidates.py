@@ -1,153 +1,150 @@
-"""The candidates of an index, the search among them and its answers: rows of arrays, neither images nor files."""
+"""The one holder of an index's arrays: it adds, removes, saves and loads them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
-from imgsim.hashing import Projection, codes_of, column_sums, signatures, whole
-from imgsim.search.kernels import search_block
-from imgsim.tables import LSH
-
-THREADS = int((os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())).split(",")[0])
-BLOCK, CHUNK = 64, 4096  # queries a thread answers at a time, and that are projected at a time
-
-
-@dataclass(frozen=True, eq=False)  # Mapping's comparison, which knows other mappings
-class Matches(Mapping):
-    """The ranked answer to one query, best first; also a mapping {"id_label": overlap}, as in the article.
-
-    ids (t,), labels (t,) (-1 where there is none), overlap (t,): the share of the tables in which query and
-    match fall into the same bucket, cosine (t,): of their embeddings. candidates: how many the tables returned.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    overlap: np.ndarray
-    cosine: np.ndarray
-    candidates: int
-
-    def _pairs(self) -> dict[str, float]:
-        names = (f"{i}_{label}" if label >= 0 else f"{i}" for i, label in zip(self.ids, self.labels, strict=True))
-        return dict(zip(names, self.overlap.tolist(), strict=True))
-
-    def __getitem__(self, id_label: str) -> float:
-        return self._pairs()[id_label]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pairs())
-
-    def __len__(self) -> int:
-        return len(self.ids)
+from imgsim.hashing import Projection, column_sums
+from imgsim.search.snapshot import Snapshot
+from imgsim.search.storage import ARRAYS, array_specs, read_arrays, write_arrays
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """Ranked answers to m queries: ids (m, top_k) int64 and cosines (m, top_k) float32, short rows padded with
-    -1 and NaN; candidates_seen (m,) from the tables, compared_exactly (m,) by their cosine."""
+class _State:
+    """A snapshot, what was added since as parts (vectors, ids, labels, signatures), and the sum (d,) of all vectors."""
 
-    ids: np.ndarray
-    cosines: np.ndarray
-    candidates_seen: np.ndarray
-    compared_exactly: np.ndarray
+    snapshot: Snapshot
+    added: tuple[tuple[np.ndarray, ...], ...] = ()
+    total: np.ndarray | None = None  # taken when it is first asked for
 
-
-def joined(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts as one array, which takes their place."""
-    if len(parts) > 1:
-        parts[:] = [np.concatenate(parts)]
-    return parts[0]
+    def merged(self) -> Snapshot:
+        if not self.added:
+            return self.snapshot
+        before = self.snapshot
+        parts = [(before.vectors, before.ids, before.labels, before.signatures), *self.added]
+        return Snapshot.build(before.projection, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 class Candidates:
-    """What a projection makes of embeddings: tables to look up, signatures to rank by, unit rows to compare."""
+    """An index's candidates, for any number of threads.
 
-    def __init__(self, projection: Projection):
-        self.projection = projection
-        num_tables, _, hash_size = projection.planes.shape
-        self.lsh = LSH(hash_size, num_tables)
-        self._points: list[np.ndarray] = []  # additions wait in parts until the next search
-        self._signatures: list[np.ndarray] = []
-        self._total: np.ndarray | None = None  # of the unit rows, from when it is first asked for
+    A change makes a new state beside the current one and publishes it in a single step: a search sees the index before
+    an addition or after it, never between, and a change that is interrupted changes nothing.
+    """
+
+    def __init__(self, snapshot: Snapshot):
+        self._lock = Lock()  # held while a new state is made
+        self._state = _State(snapshot)
+
+    @classmethod
+    def build(cls, projection: Projection, vectors: np.ndarray, ids=None, labels=None) -> Candidates:
+        """Hold vectors (n, d) float32 of length 1, with ids (n,), by default 0 to n - 1, and labels (n,) or None.
+
+        Raises:
+            ValueError: ids or labels do not fit.
+        """
+        return cls(Snapshot.build(projection, vectors, *check_entries(len(vectors), ids, labels)))
 
     @property
-    def points(self) -> np.ndarray:
-        """The embeddings as unit rows (n, d)."""
-        return joined(self._points)
+    def snapshot(self) -> Snapshot:
+        """The arrays as they are now."""
+        if self._state.added:  # sorted in once, by the first search after additions
+            with self._lock:
+                self._state = _State(self._state.merged(), total=self._state.total)
+        return self._state.snapshot
 
     @property
-    def signatures(self) -> np.ndarray:
-        """All bits of each candidate (n, words), see hashing.signatures."""
-        return joined(self._signatures)
+    def ids(self) -> np.ndarray:
+        """The ids (n,) of all candidates, by row."""
+        state = self._state
+        return np.concatenate([state.snapshot.ids, *(ids for _, ids, _, _ in state.added)])
 
-    @property
-    def mean(self) -> np.ndarray:
-        """The mean (d,) of the unit rows, which additions may move away from the projection's."""
-        if self._total is None:
-            self._total = column_sums(self.points)
-        return self._total / len(self.lsh)
+    def add(self, vectors: np.ndarray, ids=None, labels=None) -> np.ndarray:
+        """Add candidates under the projection as it is; they are sorted in by the next search.
 
-    def insert(self, points: np.ndarray, ids: np.ndarray, labels=None, words: np.ndarray | None = None) -> None:
-        """Add unit rows (n, d) with ids (n,) and labels (n,); words are their signatures, where they are known."""
-        words = self.projection.signatures(points) if words is None else words
-        self.lsh.add(ids, self.codes(words), labels)
-        self._points.append(np.ascontiguousarray(points))
-        if self._total is not None:
-            self._total += column_sums(points)
-        self._signatures.append(words)
+        Args:
+            vectors: (n, d) float32 of length 1.
+            ids: (n,) different whole numbers; by default they continue from the largest.
+            labels: (n,) whole numbers or None.
 
-    def fill(self, ids, labels, signatures, embeddings, codes, rows, starts) -> None:
-        """Hold the candidates of another index, given by its arrays, and nothing else."""
-        self.lsh.fill(ids, labels, (codes, rows, starts))
-        self._points, self._signatures, self._total = [embeddings], [signatures], None
+        Returns:
+            The mean (d,) of all vectors, which additions move away from the projection's.
 
-    def keep(self, kept: np.ndarray) -> None:
-        """Drop all candidates but those marked in kept (n,) bool."""
-        if self._total is not None:
-            self._total -= column_sums(self.points[~kept])
-        self._points, self._signatures = [self.points[kept]], [self.signatures[kept]]
-        self.lsh.keep(kept)
+        Raises:
+            ValueError: ids or labels do not fit, or an id is in the index already.
+        """
+        with self._lock:
+            state, known = self._state, self.ids
+            ids, labels = check_entries(len(vectors), ids, labels, first=known.max(initial=-1) + 1)
+            if (taken := np.isin(ids, known)).any():
+                raise ValueError(f"The id {ids[taken][0]} is in the index already; remove it first.")
+            part = (vectors, ids, labels, state.snapshot.projection.signatures(vectors))
+            total = column_sums(state.snapshot.vectors) if state.total is None else state.total
+            total = total + column_sums(vectors)
+            self._state = _State(state.snapshot, (*state.added, part), total)
+            return total / (len(known) + len(ids))
 
-    def codes(self, words: np.ndarray) -> np.ndarray:
-        """The codes (n, L) in signatures (n, words)."""
-        return codes_of(words, self.lsh.hash_size, self.lsh.num_tables)
+    def remove(self, ids) -> None:
+        """Remove candidates by their ids (n,).
 
-    def overlap(self, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The share of the tables in which one query (1, d) and candidates (t,) have the same code: (t,)."""
-        return (self.codes(self.signatures[rows]) == self.codes(self.projection.signatures(points))).mean(axis=1)
+        Raises:
+            ValueError: there is no such id.
+        """
+        ids = np.atleast_1d(ids)
+        with self._lock:
+            before = self._state.merged()
+            if (missing := ~np.isin(ids, before.ids)).any():
+                raise ValueError(f"There is no id {ids[missing][0]} in the index.")
+            left = ~np.isin(before.ids, ids)
+            arrays = (before.vectors, before.ids, before.labels, before.signatures)
+            self._state = _State(Snapshot.build(before.projection, *(array[left] for array in arrays)))
 
-    def search(self, points: np.ndarray, top_k: int, probes: int, rerank: int | None) -> tuple[np.ndarray, ...]:
-        """The nearest candidates of unit rows (m, d), see BuildLSHTable: rows and cosines (m, top_k), padded with -1
-        and NaN, how many candidates were seen (m,), and how many compared (m,)."""
-        top_k, probes = whole("top_k", top_k, 1), whole("probes", probes, 0)
-        rerank = len(self.lsh) if rerank is None else whole("rerank", rerank, 0)
-        points = np.ascontiguousarray(points)
-        found = (
-            np.full((len(points), top_k), -1, np.int64),
-            np.full((len(points), top_k), np.nan, np.float32),
-            *np.zeros((2, len(points)), np.int64),
-        )
-        lookups = min(1 + probes, 1 << self.lsh.hash_size)
-        candidates = self.lsh.arrays(), self.signatures, self.points
+    def save(self, folder, manifest: dict) -> None:
+        """Write all arrays and the manifest to a folder of their own, in place of an index that lies there."""
+        snapshot = self.snapshot
+        write_arrays(folder, manifest | {"count": len(snapshot)}, arrays_of(snapshot))
 
-        def answer(block: slice) -> None:
-            query = margins[block], words[block], queries[block]
-            search_block(query, candidates, lookups, rerank, tuple(array[start:][block] for array in found))
+    @classmethod
+    def load(cls, folder, settings: tuple[str, ...], mapped: bool = False) -> tuple[Candidates, dict]:
+        """Read what `save` wrote, see `storage.read_arrays`.
 
-        for start in range(0, len(points), CHUNK):
-            chunk = points[start : start + CHUNK]
-            margins = self.projection.margins(chunk)  # one product, on BLAS's own threads
-            words = signatures((margins > 0).reshape(len(chunk), -1))
-            # Candidates whose points have no dimensions are ranked by their signatures only.
-            queries = np.ascontiguousarray(chunk[:, : self.points.shape[1]])
-            blocks = [slice(first, min(first + BLOCK, len(chunk))) for first in range(0, len(chunk), BLOCK)]
-            if len(blocks) > 1:
-                with ThreadPoolExecutor(THREADS) as pool:
-                    list(pool.map(answer, blocks))
-            else:
-                answer(slice(0, len(chunk)))
-        return found
+        Returns:
+            The candidates, and the manifest, which holds at least these settings.
+
+        Raises:
+            ValueError: the folder holds no index, or it is damaged.
+        """
+        manifest, arrays = read_arrays(folder, settings, ARRAYS, mapped)
+        specs = array_specs(len(arrays["ids"]), *(manifest[name] for name in ("dim", "hash_size", "num_tables")))
+        if wrong := [name for name, spec in specs.items() if (arrays[name].dtype, arrays[name].shape) != spec]:
+            raise ValueError(f"The index {str(Path(folder))!r} is damaged: its manifest contradicts {wrong[0]}.")
+        projection = Projection(arrays.pop("planes"), arrays.pop("mean"))
+        return cls(Snapshot(projection, **arrays)), manifest
+
+
+def arrays_of(snapshot: Snapshot) -> dict[str, np.ndarray]:
+    """Return the arrays of a snapshot by their names on disk, see `storage.array_specs`."""
+    arrays = vars(snapshot) | {"planes": snapshot.projection.planes, "mean": snapshot.projection.mean}
+    return {name: arrays[name] for name in ARRAYS}
+
+
+def check_entries(count: int, ids, labels, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and labels (n,) int64: ids are counted from `first` if they are None, labels are then -1.
+
+    Raises:
+        ValueError: there are not `count` of them, or the ids are not different whole numbers from 0 on.
+    """
+    if labels is not None and np.shape(labels) != (count,):
+        raise ValueError(f"{count} embeddings need as many labels, not {np.shape(labels)}.")
+    labels = np.full(count, -1) if labels is None else np.asarray(labels, np.int64)
+    if ids is None:
+        return np.arange(first, first + count), labels
+    ids = np.atleast_1d(ids)
+    whole_numbers = ids.dtype.kind in "iu" and ids.astype(np.int64).min(initial=0) >= 0
+    if not whole_numbers or ids.shape != np.unique(ids).shape or len(ids) != count:
+        raise ValueError(f"{count} embeddings need as many different ids, whole numbers from 0 to 2^63 - 1.")
+    return ids.astype(np.int64), labels

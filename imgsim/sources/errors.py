@@ -1,4 +1,4 @@
-"""Errors as one sentence that says what to do."""
+"""Errors in one line: what one says, and what is missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 INSTALLED_AS = {"ray": "ray[data]"}  # modules whose name for pip is another
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without its further explanations."""
+    return str(error).strip().partition("\n")[0]
 
 
 def require(modules: Sequence[str], extra: str) -> None:

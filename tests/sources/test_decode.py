@@ -9,7 +9,7 @@ import pytest
 from oddities import BROKEN, MARK, ODD, PLAIN, SRGB, SWAPPED, contents, looks_like, marked, swapped_profile, turned
 
 from imgsim import open_image
-from imgsim.sources.decode import conversion, defect
+from imgsim.sources.decode import srgb_transform, why_unreadable
 
 MODES = {  # pillow images of modes that no file has
     "HSV": (marked("HSV", (0, 255, 255), (85, 255, 255)), ((255, 0, 0), (0, 255, 0))),
@@ -25,7 +25,7 @@ PIXELS = np.asarray(marked())
 def test_a_file_is_opened_as_a_viewer_shows_it(name):
     content, shown, tolerance = ODD[name]
     assert looks_like(open_image(content), *shown, tolerance)
-    assert defect(content) is None
+    assert why_unreadable(content) is None
     kept = PIL.Image.open(io.BytesIO(content))
     kept.load()  # as a data set gives it to a picture
     assert looks_like(open_image(kept), *shown, tolerance)
@@ -37,11 +37,11 @@ def test_a_broken_file_is_refused_with_its_name_and_reason(name, tmp_path, refus
     path = tmp_path / name
     path.write_bytes(content)
     for source in (path, str(path), {"bytes": None, "path": str(path)}):
-        with refused(f"{path} cannot be read as an image: {defect(path)}"):
+        with refused(f"{path} cannot be read as an image: {why_unreadable(path)}"):
             open_image(source)
-    with refused(f"the image cannot be read as an image: {defect(content)}"):
+    with refused(f"the image cannot be read as an image: {why_unreadable(content)}"):
         open_image(content)
-    assert reason in defect(path) and name not in defect(path)
+    assert reason in why_unreadable(path) and name not in why_unreadable(path)
 
 
 @pytest.mark.parametrize("source", ["PIL", "path", "str", "bytes", "dict of bytes", "dict of a path", "array"])
@@ -97,11 +97,11 @@ def test_a_photograph_is_turned_upright(orientation, form):
 
 
 def test_a_colour_profile_is_read_once_and_srgb_costs_nothing():
-    conversion.cache_clear()
+    srgb_transform.cache_clear()
     for _ in range(3):
         assert looks_like(open_image(contents(marked(), icc_profile=swapped_profile())), *SWAPPED, 2)
-    assert conversion.cache_info().misses == 1
-    assert conversion(SRGB, False) == ("RGB", None)
+    assert srgb_transform.cache_info().misses == 1
+    assert srgb_transform(SRGB, False) == ("RGB", None)
 
 
 def test_the_way_to_srgb_is_that_of_littlecms():

@@ -9,7 +9,7 @@ from oddities import BROKEN, ODD, PLAIN, looks_like, write_broken, write_odd
 
 from imgsim import load_images, open_image
 from imgsim.extras.cli import main
-from imgsim.sources.folder import spelt
+from imgsim.sources.folder import printable_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 
@@ -31,7 +31,7 @@ def test_the_good_are_right_and_the_bad_are_listed(hostile, capsys):
     assert reasons(images.skipped, bad) == dict.fromkeys(bad, True) and len(bad) > 20
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and f"Left out {len(bad)} of {len(bad) + len(ODD) + 3} images" in printed
-    known = {spelt(Path(name)): entry for name, entry in ODD.items()}
+    known = {printable_path(Path(name)): entry for name, entry in ODD.items()}
     for row in images["train"]:
         name = Path(row["image_file_path"]).name
         _, shown, tolerance = known.pop(name, (None, PLAIN, 0))

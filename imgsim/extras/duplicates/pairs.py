@@ -9,8 +9,8 @@ import numpy as np
 from datasets import Dataset
 from tqdm import tqdm
 
-from imgsim.evaluation import normalise
 from imgsim.extras.duplicates.alterations import EVERYDAY, alter
+from imgsim.hashing import normalise
 from imgsim.index import BuildLSHTable
 from imgsim.sources.decode import open_image
 
@@ -46,10 +46,10 @@ def find_duplicates(index: BuildLSHTable, threshold: float) -> Duplicates:
         raise ValueError(f"threshold is {threshold}, but a cosine lies between -1 and 1.")
     import networkx
 
-    ids, pairs, cosines, compared = index.lsh.entries.ids, [], [], 0
+    ids, pairs, cosines, compared = index.ids, [], [], 0
     for start in range(0, len(index), BLOCK):
         block = slice(start, start + BLOCK)
-        found = index.search(index.embeddings[block], PARTNERS)
+        found = index.search(index.vectors[block], PARTNERS)
         row, place = np.nonzero((found.cosines >= threshold) & (found.ids != ids[block, None]))
         pairs.append(np.stack([ids[block][row], found.ids[row, place]], axis=1))
         cosines.append(found.cosines[row, place])
@@ -108,7 +108,7 @@ def calibrate(
     for row in tqdm(rows.tolist(), "altering images", unit="image", delay=1):
         original = open_image(images[row]["image"])
         copies.append(index.encoder.embed([alter(original, kind) for kind in kinds], index.batch_size))
-    found = index.search(np.concatenate([*copies, index.embeddings[asked]]), PARTNERS)
+    found = index.search(np.concatenate([*copies, index.vectors[asked]]), PARTNERS)
     owners, made = np.concatenate([np.repeat(rows, len(kinds)), asked]), len(rows) * len(kinds)
     own = found.ids == owners[:, None]
     cosines = np.where(own.any(axis=1), np.where(own, found.cosines, -1).max(axis=1), np.nan)[:made]

@@ -16,11 +16,11 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, Image, concatenate_datasets
 
-from imgsim.evaluation import normalise
 from imgsim.extras.duplicates.pairs import calibrate, find_duplicates, index_for_duplicates
+from imgsim.hashing import normalise
 from imgsim.images import load_images
-from imgsim.sources.cache import write_whole
-from imgsim.sources.decode import KINDS, open_image
+from imgsim.sources.cache import atomic_write
+from imgsim.sources.decode import FORMATS, open_image
 from imgsim.sources.errors import require
 
 GENERAL = "facebook/dinov2-small"  # for photographs of anything
@@ -54,7 +54,7 @@ def arrange(group: list[int], images: Dataset, points: np.ndarray) -> list[Membe
     sources, files = images.select(group), []
     for source in sources.cast_column("image", Image(decode=False))["image"]:
         content = Path(source["path"]).read_bytes() if source["bytes"] is None else source["bytes"]
-        files.append((PIL.Image.open(BytesIO(content), formats=KINDS).size, len(content), source))
+        files.append((PIL.Image.open(BytesIO(content), formats=FORMATS).size, len(content), source))
     keep = max(range(len(group)), key=lambda i: (np.prod(files[i][0]), files[i][1]))  # the first of equals
     cosines = np.clip(points[group] @ points[group[keep]], -1, 1)
     cosines[keep] = 1
@@ -65,7 +65,7 @@ def arrange(group: list[int], images: Dataset, points: np.ndarray) -> list[Membe
 
 def write_table(groups: list[list[Member]], target: Path) -> None:
     """Write the columns group, path, keep (yes or no) and cosine, with the one to keep, as CSV."""
-    with write_whole(target) as beside, open(beside, "w", newline="", encoding="utf-8") as stream:
+    with atomic_write(target) as beside, open(beside, "w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream)
         rows.writerow(("group", "path", "keep", "cosine"))
         for number, group in enumerate(groups, 1):
@@ -92,7 +92,7 @@ def write_page(groups: list[list[Member]], lines: list[str], folder: str, target
         told += f"<p>The first {SHOWN} groups are shown here; duplicates.csv has all {len(groups):,}.</p>"
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>Near-duplicates</title>\
 <style>{STYLE}</style>"
-    with write_whole(target) as beside, open(beside, "w", encoding="utf-8") as page:
+    with atomic_write(target) as beside, open(beside, "w", encoding="utf-8") as page:
         page.write(f"<!doctype html><html lang=en>{head}<h1>Near-duplicates in {escape(folder)}</h1>{told}")
         for number, group in enumerate(groups[:SHOWN], 1):
             figures = "".join(figure_of(member, not place, folder) for place, member in enumerate(group[:MEMBERS]))
@@ -151,7 +151,7 @@ def report_duplicates(source: str, checkpoint: str = "builtin", threshold: float
     start = time.perf_counter()
     found = find_duplicates(index, threshold)
     seconds, everyone = time.perf_counter() - start, len(images) * (len(images) - 1) // 2
-    groups = [arrange(group, images, index.embeddings) for group in found.groups]
+    groups = [arrange(group, images, index.vectors) for group in found.groups]
     groups.sort(key=lambda group: -min(member.cosine for member in group))  # the surest first
     spare = list(chain.from_iterable(group[1:] for group in groups))
     lines += [

@@ -7,8 +7,8 @@ import numpy as np
 from imgsim.encoder import load_encoder
 from imgsim.evaluation import exact_neighbours, label_precision, participation_ratio
 from imgsim.images import candidates_and_queries, labels_of, load_images
-from imgsim.sources.cache import UNTRAINED
 from imgsim.sources.decode import open_image
+from imgsim.sources.names import UNTRAINED
 
 PIXELS = 16  # images shrunk to 16 x 16 RGB: what colour and layout alone tell
 

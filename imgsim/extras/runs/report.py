@@ -10,7 +10,7 @@ import nbformat
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 
-from imgsim.sources.cache import write_whole
+from imgsim.sources.cache import atomic_write
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
 BADGE = re.compile(r"^\[!\[.*\n?", re.MULTILINE)
@@ -35,5 +35,5 @@ def write_report(notebooks: Sequence[Path], target: Path) -> None:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # progress bars
     exporter = HTMLExporter(exclude_anchor_links=True, mathjax_url="", require_js_url="")
     html, _ = exporter.from_notebook_node(page, resources={"metadata": {"name": f"imgsim: {target.parent.name}"}})
-    with write_whole(target) as beside:
+    with atomic_write(target) as beside:
         beside.write_text(html, encoding="utf-8")

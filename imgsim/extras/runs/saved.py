@@ -7,12 +7,18 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from imgsim.extras.runs.runner import run
+from datasets import Dataset
+
+from imgsim.extras.runs.environment import environ
+from imgsim.extras.runs.run import run
 from imgsim.images import candidates_and_queries, load_images
-from imgsim.sources.cache import environ, write_whole
+from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import open_image
 
 TIMES = ("embed_images_per_second", "build_seconds", "query_ms")
+INPUTS = ("checkpoint", "images of the candidates", "images of the queries")
+RESULTS = ("projection", "index")  # arrays whose last bits depend on the processor
+ROUNDED = 0.005  # metrics of the same inputs that differ by less, as a share of 1 or of themselves, were only rounded
 
 
 def read_run(folder) -> dict:
@@ -55,60 +61,112 @@ def metrics_of(folder) -> dict:
     return {name: value for name, value in metrics.items() if name not in (*TIMES, "dataset", "checkpoint")}
 
 
-def repeat(folder) -> bool:
-    """Run a kept run again, from an empty cache, and tell metric by metric whether it came out the same.
+def compare(before, now, rounded: float = ROUNDED) -> str:
+    """Say of two values of a metric whether they are identical, the same within rounding, or not the same."""
+    if now == before:
+        return "identical"
+    numbers = isinstance(before, float) and isinstance(now, float)
+    close = numbers and abs(now - before) <= rounded * max(1, abs(before))
+    return f"now {now}: {'the same within rounding' if close else 'differs'}"
 
-    Returns whether all of them did. Raises ValueError where the folder holds no run or its inputs are gone.
+
+def repeat(folder) -> bool:
+    """Run a kept run again, from an empty cache, and print metric by metric whether it came out the same.
+
+    Returns:
+        Whether all of them did, digit for digit or within rounding.
+
+    Raises:
+        ValueError: the folder holds no run, or its inputs are gone.
     """
     kept, first = read_run(folder), metrics_of(folder)
     with TemporaryDirectory() as scratch, environ(IMGSIM_CACHE=f"{scratch}/cache"):
         again = run(pinned(kept), f"{scratch}/run")
         now, second = read_run(again), metrics_of(again)
     changed = [name for name, value in decisive(kept).items() if decisive(now).get(name) != value]
-    differs = [name for name in first | second if first.get(name) != second.get(name)]
-    for name, value in first.items():
-        print(f"{name:30}{value!s:24}{f'now {second.get(name)}: differs' if name in differs else 'identical'}")
+    rounded = 0 if set(INPUTS) & set(changed) else ROUNDED  # what other inputs change is no rounding
+    verdicts = {name: compare(first.get(name), second.get(name), rounded) for name in first | second}
+    for name, verdict in verdicts.items():
+        print(f"{name:30}{first.get(name)!s:24}{verdict}")
     print(f"(not compared: {', '.join(TIMES)})")
+    differs = [name for name, verdict in verdicts.items() if verdict.endswith("differs")]
     same = [name for name in decisive(kept) if name not in changed and not name.startswith("version")]
     same += [] if any(name.startswith("version") for name in changed) else ["all versions"]
+    if rounded and not differs:
+        changed = [name for name in changed if name not in RESULTS]
     print(f"Unchanged: {', '.join(same)}.\nChanged: {', '.join(changed) or 'nothing'}.")
-    print(f"Differs in {', '.join(differs)}." if differs else "Identical: every metric came out the same.")
+    if differs:
+        print(f"Differs in {', '.join(differs)}.")
+    elif set(verdicts.values()) == {"identical"}:
+        print("Identical: every metric came out the same.")
+    else:
+        print(f"The same within rounding: no metric differs by more than {ROUNDED:.1%}.")
     return not differs
 
 
-def query(folder, photo, top_k: int = 8, output=None) -> Path:
-    """Ask a kept run's index with one photo: prints the ranked matches, returns the picture of them.
+class SavedRun:
+    """A run's index, open to be searched, and what its images are called.
 
-    output: where the picture goes; by default among the run's figures. Raises ValueError where there is no run, no
-    index or no photo that can be read, and where the checkpoint is not what it was.
+    Attributes:
+        index: with its encoder; settings: of the run, with Hub names at the commits that were used.
+        names: of the labels; files: of the candidates; None if there are none.
+
+    Raises:
+        ValueError: there is no run or no index, or the checkpoint is not what it was.
     """
-    folder, kept, image = Path(folder), read_run(folder), open_image(photo)
-    if not (folder / "index").exists():
-        raise ValueError(f"{str(folder)!r} holds no index; a point of a sweep keeps none, a run does.")
+
+    def __init__(self, folder):
+        folder, kept = Path(folder), read_run(folder)
+        if not (folder / "index").exists():
+            raise ValueError(f"{str(folder)!r} holds no index; a point of a sweep keeps none, a run does.")
+        from imgsim.encoder import load_encoder  # torch, from here on
+        from imgsim.index import BuildLSHTable
+
+        images = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+        self.settings, self.names, self.files = pinned(kept), images["labels"], images["files"]
+        encoder = load_encoder(self.settings["checkpoint"], dtype=self.settings["dtype"])
+        self.index = BuildLSHTable.load(folder / "index", encoder)
+
+    def label_name(self, label: int) -> str:
+        """Return the name of a label, or "" if there is none."""
+        return self.names[label] if self.names and label >= 0 else ""
+
+    def images(self) -> tuple[Dataset, Dataset]:
+        """Load the run's candidates and queries."""
+        return candidates_and_queries(load_images(self.settings["dataset"]), self.settings["seed"])
+
+
+def query(folder, photo, top_k: int = 8, output=None) -> Path:
+    """Search a run's index with one photo: print the ranked matches, and return the path of a picture of them.
+
+    Args:
+        folder: of the run.
+        photo: an image file.
+        top_k: matches to show.
+        output: where the picture goes; by default among the run's figures.
+
+    Raises:
+        ValueError: there is no run or index, the photo cannot be read, or the checkpoint is not what it was.
+    """
+    image = open_image(photo)
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}, but must be 1 or more.")
-    from imgsim.encoder import load_encoder  # torch, from here on
+    saved = SavedRun(folder)
     from imgsim.figures import plot_images
-    from imgsim.index import BuildLSHTable
 
-    images = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-    settings = pinned(kept)
-    index = BuildLSHTable.load(folder / "index", load_encoder(settings["checkpoint"], dtype=settings["dtype"]))
-    matches = index.query(image, top_k, verbose=False)
-    names = [images["labels"][label] if images["labels"] and label >= 0 else "" for label in matches.labels]
+    matches = saved.index.query(image, top_k, verbose=False)
+    names = [saved.label_name(label) for label in matches.labels]
     width = max(map(len, ["label", *names])) + 2
     print(f"rank  {'label':{width}}cosine  overlap  image")
-    files = images["files"] and [images["files"][i] for i in matches.ids]
+    files = saved.files and [saved.files[i] for i in matches.ids]
     for rank, i in enumerate(matches.ids):
         numbers = f"{matches.cosine[rank]:6.3f}  {matches.overlap[rank]:7.2f}"
         print(f"{rank + 1:4}  {names[rank]:{width}}{numbers}  {files[rank] if files else i}")
-    if not files:
-        candidates, _ = candidates_and_queries(load_images(pinned(kept)["dataset"]), kept["settings"]["seed"])
-        files = candidates.select(matches.ids)["image"]
+    pictures = files or saved.images()[0].select(matches.ids)["image"]
     captions = [f"{name}\ncosine {cosine:.2f}" for name, cosine in zip(names, matches.cosine, strict=True)]
-    target = Path(output or folder / "figures" / f"query-{Path(photo).stem}.png").expanduser()
+    target = Path(output or Path(folder) / "figures" / f"query-{Path(photo).stem}.png").expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure = plot_images([image, *files], ["query\n", *captions], columns=9)
-    with write_whole(target) as beside:
+    figure = plot_images([image, *pictures], ["query\n", *captions], columns=9)
+    with atomic_write(target) as beside:
         figure.savefig(beside)
     return target

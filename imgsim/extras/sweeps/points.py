@@ -5,22 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import re
+from functools import cache
 from hashlib import blake2b
 from itertools import product
 from pathlib import Path
 
-from imgsim.extras.runs.runner import check, digests_of, read_params, run_name
+from imgsim.extras.runs.inputs import digests_of
+from imgsim.extras.runs.settings import complete_settings, read_params, run_name
 from imgsim.images import candidates_and_queries, load_images
 
-OF_SEARCH = ("hash_size", "num_tables", "probes", "seed", "top_k")  # all other settings decide the embeddings
-FULL = (errno.ENOSPC, errno.EDQUOT)
+SEARCH_SETTINGS = ("hash_size", "num_tables", "probes", "seed", "top_k")  # all other settings decide the embeddings
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_points(path) -> list[dict]:
-    """The points of a sweep file, each a whole set of settings, with its name in "point" where it has one.
+    """Read a sweep file: the product of its lists of values, once for each group of settings under `points`.
 
-    Each setting may have a list of values; the points are their product. `points` names some more settings, a group a
-    name, which take the place of those outside. Raises ValueError where a name or a value is wrong.
+    Returns:
+        All settings of each point, with the name of its group, or "" if there are none, as "point".
+
+    Raises:
+        ValueError: a name or a value is wrong.
     """
     content = read_params(path)
     named = content.pop("points", {"": {}})
@@ -29,68 +34,80 @@ def read_points(path) -> list[dict]:
     points = []
     for name, own in named.items():
         lists = {key: value if isinstance(value, list) else [value] for key, value in (content | own).items()}
-        for key, values in lists.items():
-            if not values:
-                raise ValueError(f"{key} in {str(path)!r} is an empty list.")
+        if empty := [key for key, values in lists.items() if not values]:
+            raise ValueError(f"{empty[0]} in {str(path)!r} is an empty list.")
         for values in product(*lists.values()):
-            point = {"point": str(name)} | check(dict(zip(lists, values, strict=True)))
+            point = {"point": str(name)} | complete_settings(dict(zip(lists, values, strict=True)))
             if point not in points:
                 points.append(point)
     return points
 
 
 def short_digest(content) -> str:
+    """Return a digest of four bytes of anything that JSON can hold."""
     return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
-def sentence(error: BaseException) -> str:
-    """An error in one line; a notebook's own where it comes from one."""
-    text = f"{error.ename}: {error.evalue}" if hasattr(error, "evalue") else f"{type(error).__name__}: {error}"
-    return text.strip().partition("\n")[0]
+def record_failure(job: dict, error: Exception) -> None:
+    """Write to a point's folder, in one line, why it is not finished."""
+    kind, said = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)  # of a notebook's cell
+    job["folder"].mkdir(parents=True, exist_ok=True)
+    (job["folder"] / "run.json").unlink(missing_ok=True)
+    (job["folder"] / "error.txt").write_text(f"{kind}: {said}".strip().partition("\n")[0] + "\n", encoding="utf-8")
 
 
-def fail(job: dict, error: Exception) -> None:
-    """Record why a point is not finished."""
-    job["to"].mkdir(parents=True, exist_ok=True)
-    (job["to"] / "run.json").unlink(missing_ok=True)
-    (job["to"] / "error.txt").write_text(f"{sentence(error)}\n", encoding="utf-8")
+def prepare_jobs(points: list[dict], found: list[tuple[dict, dict]], folder: Path) -> list[dict]:
+    """Make a job of each point, and embed each dataset by each checkpoint, unless the cache has the embeddings.
 
+    Args:
+        points: from `read_points`.
+        found: what `find_inputs` returns for each point.
+        folder: of the sweep.
 
-def embed_all(points: list[dict], found: list[tuple[dict, dict]], folder: Path) -> list[dict]:
-    """Embed each data set by each checkpoint, where the cache does not have it. found: what `find_inputs` says of each
-    point.
-
-    Returns a job a point: its settings, the digests of what goes in, and the folders it reads from and writes to. A
-    checkpoint that cannot be loaded fails its own points: they have no digests.
+    Returns:
+        Each point's name, settings, digests of all that goes in, and folders: of its inputs and its own. A checkpoint
+        that cannot be loaded fails its points: their digests are None.
     """
     images = {name: load_images(name) for name in dict.fromkeys(settings["dataset"] for settings, _ in found)}
+
+    @cache
+    def split_digests(dataset: str, seed: int) -> dict:
+        return digests_of(candidates_and_queries(images[dataset], seed))
+
+    jobs, by_inputs = [], {}
+    for point, (settings, commits) in zip(points, found, strict=True):
+        embedding = {name: value for name, value in settings.items() if name not in SEARCH_SETTINGS}
+        name = "-".join(filter(None, (re.sub(r"[^\w.-]+", "-", point["point"]), run_name(settings))))
+        job = {
+            "point": point["point"],
+            "settings": settings,
+            "digests": commits | split_digests(settings["dataset"], settings["seed"]),
+            "inputs": folder / "inputs" / short_digest(embedding),
+            "folder": folder / "points" / f"{name}-{short_digest(settings)}",
+        }
+        jobs.append(job)
+        by_inputs.setdefault(job["inputs"], []).append(job)
+    for inputs, sharing in by_inputs.items():
+        settings = sharing[0]["settings"]
+        try:
+            digests = embed_inputs(images[settings["dataset"]], settings, inputs)
+        except Exception as error:
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise
+            for job in sharing:
+                job["digests"] = None
+                record_failure(job, error)
+        else:
+            for job in sharing:
+                job["digests"] |= digests
+    return jobs
+
+
+def embed_inputs(images, settings: dict, folder: Path) -> dict:
+    """Embed a dataset for all points that share these settings; return the digests of checkpoint and embeddings."""
     from imgsim.encoder import load_encoder  # torch, from here on
     from imgsim.extras.sweeps.inputs import write_inputs
 
-    jobs, embedded, parts = [], {}, {}
-    for point, (settings, commits) in zip(points, found, strict=True):
-        dataset, seed = settings["dataset"], settings["seed"]
-        shared = {name: value for name, value in settings.items() if name not in OF_SEARCH}
-        inputs = folder / "inputs" / short_digest(shared)
-        if inputs not in embedded:
-            try:
-                encoder = load_encoder(settings["checkpoint"], dtype=settings["dtype"])
-                write_inputs(images[dataset], encoder, settings, inputs)
-                embedded[inputs] = json.loads((inputs / "manifest.json").read_text(encoding="utf-8"))
-            except Exception as error:
-                if getattr(error, "errno", None) in FULL:
-                    raise
-                embedded[inputs] = error
-        if (dataset, seed) not in parts:
-            parts[dataset, seed] = digests_of(candidates_and_queries(images[dataset], seed))
-        made, digests = embedded[inputs], commits | parts[dataset, seed]
-        if isinstance(made, dict):
-            digests |= {"checkpoint": made["checkpoint_digest"], "embeddings": made["arrays"]["embeddings"]}
-        name = "-".join(filter(None, (re.sub(r"[^\w.-]+", "-", point["point"]), run_name(settings))))
-        place = folder / "points" / f"{name}-{short_digest(settings)}"
-        job = {"point": point["point"], "settings": settings, "digests": digests, "inputs": inputs, "to": place}
-        jobs.append(job)
-        if isinstance(made, Exception):
-            job["digests"] = None
-            fail(job, made)
-    return jobs
+    write_inputs(images, load_encoder(settings["checkpoint"], dtype=settings["dtype"]), settings, folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return {"checkpoint": manifest["checkpoint_digest"], "embeddings": manifest["arrays"]["embeddings"]}

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from imgsim import BuildLSHTable, load_encoder
-from imgsim.evaluation import normalise
 from imgsim.extras.cli import main
 from imgsim.extras.duplicates.alterations import ALTERATIONS, EVERYDAY, alter
 from imgsim.extras.duplicates.pairs import Calibration, calibrate, find_duplicates, index_for_duplicates
 from imgsim.extras.duplicates.report import all_images
+from imgsim.hashing import normalise
 from imgsim.sources.decode import open_image
 
 

@@ -10,21 +10,25 @@ import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import yaml
+from datasets import DatasetDict
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
-from test_runs import KEYS, TIMES
 
 from imgsim.encoder import load_encoder
 from imgsim.evaluation import evaluate
 from imgsim.extras.cli import main
-from imgsim.extras.runs.runner import DEFAULTS, environment
+from imgsim.extras.runs.environment import environment
+from imgsim.extras.runs.saved import TIMES
+from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.extras.sweeps import points as points_module
 from imgsim.extras.sweeps import sweep
 from imgsim.extras.sweeps.inputs import read_inputs, write_inputs
-from imgsim.extras.sweeps.summary import name_series, on_front, over_seeds, recommend
+from imgsim.extras.sweeps.summary import mean_over_seeds, pareto_mask, recommend, series_labels
+from imgsim.figures import INK, RIGHT, WRONG, plot_matches
 from imgsim.images import candidates_and_queries, labels_of, load_images
 from imgsim.index import BuildLSHTable
 
@@ -56,10 +60,11 @@ def toy_sweep(sweep_file):
 def test_table_holds_a_row_a_point_with_settings_metrics_and_versions(toy_sweep):
     folder, _, table = toy_sweep
     assert list(table["point"]) == ["one", "untrained", "bits", "greedy", "broken"]
-    assert {*DEFAULTS, *KEYS, "seconds", "version_numpy", "version_code", "error"} <= set(table.columns)
+    metrics = json.loads((folder / table["folder"][0] / "metrics.json").read_text())
+    assert {*DEFAULTS, *metrics, "seconds", "version_numpy", "version_code", "error"} <= set(table.columns)
     good = table[:3]
     assert list(good["hash_size"]) == [4, 4, 9] and list(good["seed"]) == [3, 0, 0]
-    assert good[sorted(KEYS)].notna().all(axis=None) and (good["candidates"] == 24).all()
+    assert good[list(metrics)].notna().all(axis=None) and (good["candidates"] == 24).all()
     assert list(pd.read_csv(folder / "results.csv")["folder"]) == list(table["folder"])
 
 
@@ -119,7 +124,7 @@ def test_a_finished_point_is_used_again_only_if_it_would_come_out_the_same(chang
     folder, _, table = toy_sweep
     kept = json.loads((folder / table["folder"][0] / "run.json").read_text())
     digests = {name: value for name, value in kept["digests"].items() if name != "index"}
-    job, made_by = {"to": tmp_path, "settings": dict(kept["settings"]), "digests": digests}, environment()
+    job, made_by = {"folder": tmp_path, "settings": dict(kept["settings"]), "digests": digests}, environment()
     (tmp_path / "run.json").write_text(json.dumps(kept))
     if change == "settings":
         job["settings"]["probes"] += 1
@@ -131,7 +136,7 @@ def test_a_finished_point_is_used_again_only_if_it_would_come_out_the_same(chang
         made_by["versions"] = made_by["versions"] | {"numpy": "1.0"}
     elif change == "half":
         (tmp_path / "run.json").unlink()
-    assert sweep.finished(job, made_by) == (change == "nothing")
+    assert sweep.is_finished(job, made_by) == (change == "nothing")
 
 
 def test_where_no_point_can_run_there_is_no_report(sweep_file, tmp_path, capsys):
@@ -217,9 +222,9 @@ def test_points_at_a_time_are_bounded_by_cores_and_memory(toy_sweep, monkeypatch
     inputs = set((toy_sweep[0] / "inputs").iterdir())
     for gigabytes, cores, expected in ((100, 8, 8), (1.2, 8, 2), (0.1, 8, 1), (100, 1, 1)):
         memory = type("Memory", (), {"available": gigabytes * 1e9})
-        monkeypatch.setattr(sweep.psutil, "virtual_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
         monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
-        assert sweep.how_many_at_once(inputs) == expected
+        assert sweep.default_jobs(inputs) == expected
 
 
 def test_inputs_hold_out_the_same_queries_as_a_run(tmp_path, draw, encoder):
@@ -233,7 +238,23 @@ def test_inputs_hold_out_the_same_queries_as_a_run(tmp_path, draw, encoder):
         candidates, queries = candidates_and_queries(images, seed)
         np.testing.assert_allclose(data.candidates, encoder.embed(candidates), atol=1e-5)
         np.testing.assert_allclose(data.queries, encoder.embed(queries), atol=1e-5)
-        assert data.labels is None and data.query_labels is None and len(data.pictures[0]) == len(candidates) == 21
+        assert data.labels is None and data.query_labels is None and len(data.images[0]) == len(candidates) == 21
+
+
+def test_inputs_keep_labels_and_show_a_query_with_its_matches(tmp_path, images, encoder):
+    write_inputs(images, encoder, {"dataset": "noise", "checkpoint": "vit", "batch_size": 8}, tmp_path)
+    data, (candidates, queries) = read_inputs(tmp_path), candidates_and_queries(images)
+    assert data.labels.tolist() == candidates["labels"][:] and data.query_labels.tolist() == queries["labels"][:]
+    figure = plot_matches(data.images, 0, np.array([0, 23, -1]), ["near", "far", "none"])
+    assert [axis.get_title() for axis in figure.axes] == ["query\nblue", "blue\nnear", "red\nfar"]
+    assert [axis.title.get_color() for axis in figure.axes] == [INK, RIGHT, WRONG]
+
+
+def test_a_split_without_labels_is_embedded_and_its_labels_are_passed_over(tmp_path, images, encoder):
+    partly = DatasetDict(images | {"test": images["test"].remove_columns("labels")})
+    write_inputs(partly, encoder, {"dataset": "noise", "checkpoint": "vit", "batch_size": 8}, tmp_path)
+    data = read_inputs(tmp_path)
+    assert data.labels is None and data.query_labels is None and len(data.queries) == len(images["test"])
 
 
 def test_an_untrained_checkpoint_is_always_the_same_and_another_one(checkpoint, encoder):
@@ -245,7 +266,7 @@ def test_an_untrained_checkpoint_is_always_the_same_and_another_one(checkpoint, 
 def test_front_holds_what_nothing_beats(points):
     cost, gain = np.array(points).T
     expected = [not any(c <= x and g >= y and (c, g) != (x, y) for c, g in points) for x, y in points]
-    assert on_front(cost, gain).tolist() == expected
+    assert pareto_mask(cost, gain).tolist() == expected
 
 
 def table_of(rows, **common):
@@ -259,19 +280,19 @@ def test_recommendation_is_computed_from_the_numbers():
     rows = [("a/good", 8, 5, 0, 0.90, 0.20, 0.8), ("a/good", 8, 5, 1, 0.94, 0.22, 0.8)]
     rows += [("a/good", 6, 5, 0, 0.99, 0.60, 0.8), ("a/good", 10, 5, 0, 0.70, 0.10, 0.8)]
     rows += [("a/good", 7, 3, 0, 0.91, 0.30, 0.8), ("b/bad", 8, 5, 0, 1.0, 0.05, 0.5)]
-    means = over_seeds(table_of(rows))
+    means = mean_over_seeds(table_of(rows))
     text = recommend(means, 0.9)
     assert text.startswith("Take good with 8 bits and 5 tables: it finds 92% of the true neighbours (90% at worst")
     assert "looking at 21%" in text and "80%, with bad 50%" in text
     assert recommend(means, 0.95).startswith("Take good with 6 bits")
     assert "No settings reach a recall of 100%" in recommend(means, 0.999)
-    unlabelled = over_seeds(table_of([(*row[:-1], None) for row in rows]))
+    unlabelled = mean_over_seeds(table_of([(*row[:-1], None) for row in rows]))
     assert recommend(unlabelled, 0.9).startswith("Without labels only the gallery")
 
 
 def test_series_are_named_by_what_differs():
     rows = [("a/vit", 8, 5, 0, 1, 1, 1), ("b/vit", 8, 5, 0, 1, 1, 1)]
-    assert list(name_series(table_of(rows))) == ["a/vit", "b/vit"]
-    assert list(name_series(table_of(rows[:1] * 2))) == ["vit", "vit"]
+    assert list(series_labels(table_of(rows))) == ["a/vit", "b/vit"]
+    assert list(series_labels(table_of(rows[:1] * 2))) == ["vit", "vit"]
     rows[1] = ("untrained:a/vit", 8, 5, 0, 1, 1, 1)
-    assert list(name_series(table_of(rows, probes=[0, 8]))) == ["vit, probes 0", "untrained:vit, probes 8"]
+    assert list(series_labels(table_of(rows, probes=[0, 8]))) == ["vit, probes 0", "untrained:vit, probes 8"]

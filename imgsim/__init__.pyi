@@ -1,0 +1,35 @@
+from .encoder import Encoder as Encoder
+from .encoder import load_encoder as load_encoder
+from .evaluation import bucket_skew as bucket_skew
+from .evaluation import evaluate as evaluate
+from .evaluation import exact_neighbours as exact_neighbours
+from .evaluation import label_precision as label_precision
+from .evaluation import participation_ratio as participation_ratio
+from .evaluation import recall_at_k as recall_at_k
+from .figures import label_name as label_name
+from .figures import panels as panels
+from .figures import plot_bars as plot_bars
+from .figures import plot_histograms as plot_histograms
+from .figures import plot_images as plot_images
+from .figures import plot_lines as plot_lines
+from .figures import show as show
+from .figures import visualize_lsh as visualize_lsh
+from .hashing import Projection as Projection
+from .hashing import bool2int as bool2int
+from .hashing import collision_probability as collision_probability
+from .hashing import compute_hash as compute_hash
+from .hashing import draw_planes as draw_planes
+from .hashing import hash_func as hash_func
+from .hashing import normalise as normalise
+from .images import candidates_and_queries as candidates_and_queries
+from .images import labels_of as labels_of
+from .images import load_images as load_images
+from .index import BuildLSHTable as BuildLSHTable
+from .index import Matches as Matches
+from .index import SearchResult as SearchResult
+from .sources.cache import write_json as write_json
+from .sources.decode import open_image as open_image
+from .tables import LSH as LSH
+from .tables import Table as Table
+
+__version__: str

@@ -1,0 +1,110 @@
+"""Many images through an encoder: batches on threads, streams, and embeddings kept in the cache."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from itertools import islice
+
+import numpy as np
+import torch
+from datasets import Image, IterableDataset
+from tqdm import tqdm
+
+from imgsim.sources.cache import atomic_write, cache_folder
+from imgsim.sources.decode import open_or_error
+
+PREPARING = min(4, os.cpu_count() or 1)  # threads that prepare batches for a GPU
+
+
+def embed_batches(sources: Sequence, size: int, prepare: Callable, forward: Callable, on_cpu: bool) -> np.ndarray:
+    """Embed sources in batches of `size`, with a progress bar.
+
+    On a CPU each thread takes its batches all the way, alone: threads that share a batch wait for one another. For a
+    GPU, threads prepare the batches ahead of it.
+
+    Args:
+        sources: n images, or whatever `prepare` takes.
+        size: sources per batch.
+        prepare: sources -> tensor (b, ...).
+        forward: tensor (b, ...) -> rows (b, d).
+        on_cpu: whether `forward` runs on a CPU.
+
+    Returns:
+        Rows (n, d).
+    """
+    rows, threads = [], torch.get_num_threads()
+    batches = (sources[first : first + size] for first in range(0, len(sources), size))
+    alone = on_cpu and len(sources) > size
+    work = (lambda batch: forward(prepare(batch))) if alone else prepare
+    workers = threads if alone else PREPARING
+    pool = ThreadPoolExecutor(workers, initializer=use_one_thread if alone else None)
+    try:
+        with tqdm(total=len(sources), desc="embedding", unit="image", delay=1) as bar, pool:
+            waiting = deque(pool.submit(work, batch) for batch in islice(batches, workers + 1))
+            while waiting:
+                done = waiting.popleft().result()
+                waiting.extend(pool.submit(work, batch) for batch in islice(batches, 1))
+                rows.append(done if alone else forward(done))
+                bar.update(len(rows[-1]))
+    finally:
+        torch.set_num_threads(threads)  # new threads inherit what the pool's set for themselves
+    return np.concatenate(rows)
+
+
+def use_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def embed_stream(encoder, stream: IterableDataset, batch_size: int) -> tuple[np.ndarray, list, np.ndarray]:
+    """Embed a stream with the column image, batch by batch; images that cannot be read are left out and counted.
+
+    Returns:
+        Embeddings (n, d), labels (n,), None if there is none, and positions in the stream (n,) int64.
+
+    Raises:
+        ValueError: the stream has no column `image`.
+    """
+    columns = stream.column_names or list(next(iter(stream), {}))
+    if "image" not in columns:
+        raise ValueError(f"The stream has no column 'image', only {', '.join(columns)}: rename one by rename_columns.")
+    if stream.features:
+        stream = stream.cast_column("image", Image(decode=False))
+    rows, labels, positions, unreadable, seen = [np.empty((0, encoder.dim), np.float32)], [], [], {}, 0
+    with ThreadPoolExecutor() as pool, tqdm(desc="embedding a stream", unit="image", delay=1) as bar:
+        for batch in stream.iter(batch_size):
+            images = list(pool.map(open_or_error, batch["image"]))
+            readable = [i for i, image in enumerate(images) if not isinstance(image, str)]
+            unreadable |= {seen + i: reason for i, reason in enumerate(images) if isinstance(reason, str)}
+            positions += [seen + i for i in readable]
+            labels += [batch["labels"][i] if "labels" in batch else None for i in readable]
+            rows.append(encoder.embed([images[i] for i in readable], batch_size))
+            seen += len(images)
+            bar.update(len(images))
+    if unreadable:
+        row, reason = next(iter(unreadable.items()))
+        count = len(unreadable)
+        print(f"Left out {count:,} images of the stream that cannot be read, the first in row {row}: {reason}")
+    return np.concatenate(rows), labels, np.array(positions, np.int64)
+
+
+def cached_embeddings(key: str, embed: Callable[[], tuple[np.ndarray, float]]) -> tuple[np.ndarray, float]:
+    """Return embeddings (n, d) and images per second from the cache, or make them and keep them there.
+
+    Args:
+        key: decides both; digests of images and encoder.
+        embed: makes both if they are not there, or damaged.
+    """
+    file = cache_folder("embeddings") / f"{blake2b(key.encode(), digest_size=16).hexdigest()}.npz"
+    try:
+        with np.load(file) as kept:
+            return kept["embeddings"], float(kept["images_per_second"])
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
+        embeddings, images_per_second = embed()
+    with atomic_write(file) as beside, open(beside, "wb") as stream:
+        np.savez(stream, embeddings=embeddings, images_per_second=images_per_second)
+    return embeddings, images_per_second
