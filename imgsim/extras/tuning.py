@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import dataclass
 from itertools import product
@@ -21,21 +20,13 @@ NUM_TABLES, PROBES, RERANK = (8, 16, 32, 64), (0, 2, 4, 8, 16, 32), (50, 100, 20
 
 @dataclass(frozen=True)
 class Trial:
-    """What some settings gave.
-
-    Attributes:
-        settings: as BuildLSHTable takes them.
-        recall: at top_k.
-        candidates_seen, compared_exactly: means per query.
-        cost: what a query should take, see `estimate_cost`; milliseconds: what it took.
-    """
+    """Settings as BuildLSHTable takes them, and what they gave: recall at top_k, means per query, estimated cost."""
 
     settings: dict
     recall: float
     candidates_seen: float
     compared_exactly: float
     cost: float
-    milliseconds: float
 
 
 @dataclass(frozen=True)
@@ -64,10 +55,10 @@ def tune(index, queries, recall: float = 0.9, top_k: int = 10) -> Tuning:
         index: a built BuildLSHTable.
         queries: embeddings (m, d) that are not among the candidates.
         recall: the share of the `top_k` true neighbours to find.
-        top_k: how many neighbours are to be found.
+        top_k: neighbours per query.
 
     Returns:
-        All trials, and the cheapest that reaches the recall; if none does, a warning, and the one with the highest.
+        All trials, and the cheapest that reaches the recall; if none does, with a warning, that of the highest recall.
     """
     vectors, queries = index.vectors, normalise(queries)
     true, _ = exact_neighbours(queries, vectors, top_k)
@@ -80,13 +71,11 @@ def tune(index, queries, recall: float = 0.9, top_k: int = 10) -> Tuning:
         snapshot = Snapshot.build(projection, vectors, index.ids, index.labels)
         for rerank in reranks:
             for probes in PROBES:
-                start = time.perf_counter()
                 rows, _, seen, compared = snapshot.search(queries, top_k, probes, rerank)
-                milliseconds = (time.perf_counter() - start) / len(queries) * 1000
                 settings = {"hash_size": hash_size, "num_tables": num_tables, "probes": probes, "rerank": rerank}
                 found, means = recall_at_k(rows, true), (float(seen.mean()), float(compared.mean()))
                 cost = estimate_cost(settings, *means, vectors.shape[1])
-                trials.append(Trial(settings | {"seed": index.seed}, found, *means, cost, milliseconds))
+                trials.append(Trial(settings | {"seed": index.seed}, found, *means, cost))
                 if found >= recall:  # more probes would only cost more
                     break
     good = [trial for trial in trials if trial.recall >= recall]

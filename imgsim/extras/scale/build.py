@@ -1,4 +1,7 @@
-"""Parquet shards of embeddings to hash tables in Parquet, by Ray Data."""
+"""Turn Parquet shards of embeddings into hash tables in Parquet, with Ray Data.
+
+What tasks write has a unique name, so that repeating one is harmless.
+"""
 
 from __future__ import annotations
 
@@ -9,110 +12,153 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
-from imgsim.extras.scale.cluster import cluster, require_ray, work
-from imgsim.extras.scale.shards import Shards, as_lists, short_digest, vectors
-from imgsim.extras.scale.tasks import save_part, save_signatures, spread, stem_of, write_part
-from imgsim.hashing import Projection, check_integer, check_settings, code_dtype, column_sums, draw_planes, normalise
+from imgsim.extras.scale.cluster import cluster, require_ray, run_job
+from imgsim.extras.scale.shards import Shards, as_array, as_bytes, as_lists, id_range, short_digest, with_metadata
+from imgsim.hashing import Projection, check_integer, check_settings, code_dtype, normalise, unpack_codes
 
-SAMPLE, SAMPLED = 1 << 16, 32  # embeddings, and shards that they come from, whose mean is taken for the mean of all
-BUCKET = 16  # candidates in a bucket, where nobody says how many bits there shall be
-PART = 1 << 22  # rows of a table in a file
-SHUFFLED, PARTITIONS = 1 << 21, 200  # rows of tables that a task sorts, where there are not too many of them
+MEAN_ROWS, MEAN_SHARDS = 1 << 16, 32  # embeddings, and shards they come from, whose mean stands for the mean of all
+BUCKET_SIZE = 16  # candidates per bucket, if hash_size is not given
+PART_ROWS = 1 << 22  # rows of a table per file
+TASK_ROWS, MAX_PARTITIONS = 1 << 21, 200  # rows of tables that a task sorts, as long as there are not too many tasks
+SIGNATURE_GROUP, TABLE_GROUP = 1 << 13, 1 << 12  # rows per row group
 
 
-def build(
+def build_index(
     folder, hash_size: int | None = None, num_tables: int = 10, seed: int = 0, *, projection: Projection | None = None
 ) -> dict:
-    """Hash the embeddings in `folder` and store tables of them in `folder`/index, in Parquet; returns the manifest.
+    """Hash the embeddings in `folder`/embeddings, and store tables of them in `folder`/index.
 
-    First the projection is fixed: planes drawn from the seed and the mean of a sample, or the one that is given. Then
-    come the signatures, in the order of the ids, and the tables, divided by the top bits of the hash and sorted by
-    hash and id. hash_size: by default as many bits as leave some 16 candidates in a bucket. A job that was interrupted
-    goes on where it stopped. Raises ValueError where there are no embeddings, or a shard of them is damaged.
+    The projection is fixed first. Then come the signatures, in the order of the ids, and the tables, divided by the
+    first bits of the hash and sorted by hash and id. A job that was interrupted continues where it stopped.
+
+    Args:
+        folder: a path, or an address that fsspec knows.
+        hash_size: bits per code; by default enough to leave about 16 candidates per bucket.
+        num_tables: independent tables.
+        seed: of the planes.
+        projection: to use instead of planes from the seed and the mean of a sample.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: a setting is impossible, there are no embeddings, or a shard of them is damaged.
     """
     require_ray()
-    embeddings, target, begin = Shards.at(folder, "embeddings"), Shards.at(folder, "index"), time.perf_counter()
+    embeddings, target, start = Shards.at(folder, "embeddings"), Shards.at(folder, "index"), time.perf_counter()
     source, given = embeddings.manifest(), []
     count = source["count"]
     if projection is not None:
         num_tables, _, hash_size = projection.planes.shape
         given = [blake2b(array.tobytes(), digest_size=8).hexdigest() for array in (projection.planes, projection.mean)]
     elif hash_size is None:
-        hash_size = max(1, round(math.log2(count / BUCKET)))
+        hash_size = max(1, round(math.log2(count / BUCKET_SIZE)))
     check_settings(hash_size, num_tables)
     check_integer(seed, "seed", 0)
-    job = short_digest(version_of(source), hash_size, num_tables, seed, given)
-    projection = fixed(target, job, embeddings, source, projection, (hash_size, num_tables, seed))
-    top = min(hash_size, max(2, math.ceil(math.log2(count / PART))))  # bits that tell the parts of a table apart
-
+    job_id = short_digest(embeddings_version(source), hash_size, num_tables, seed, given)
+    prefix_bits = min(hash_size, max(2, math.ceil(math.log2(count / PART_ROWS))))  # tell the parts of a table apart
     shards = {f"signatures/part-{number:05}": file for number, file in enumerate(source["files"])}
-    places = {stem_of(place, top): place for place in range(num_tables << top)}
-    finished = target.finished(job)
-    unhashed = [{"stem": stem, "name": file["name"]} for stem, file in shards.items() if stem not in finished]
-    missing = [place for stem, place in places.items() if stem not in finished]
+    parts = {part_name(part, prefix_bits): part for part in range(num_tables << prefix_bits)}
+
+    finished = target.finished(job_id)
+    if "projection" not in finished:
+        projection = projection or draw_projection(embeddings, source, hash_size, num_tables, seed)
+        rows = np.vstack([projection.mean, *projection.planes.transpose(0, 2, 1)])
+        table = pa.table({"vector": as_lists(rows)})
+        finished["projection"] = target.write_table("projection", job_id, table, len(rows))
+    projection = read_projection(target, finished["projection"], hash_size, num_tables)
+    unhashed = [{"name": name, "file": file["name"]} for name, file in shards.items() if name not in finished]
+    missing = [part for name, part in parts.items() if name not in finished]
+    one_each = {"batch_size": 1, "batch_format": "pyarrow"}
     if unhashed or missing:
         with cluster() as data:
             if unhashed:
-                hashed = data.from_items(unhashed, override_num_blocks=len(unhashed)).map_batches(
-                    save_signatures, batch_size=1, batch_format="pyarrow", fn_args=(embeddings, target, job, projection)
+                items = data.from_items(unhashed, override_num_blocks=len(unhashed))
+                hashed = items.map_batches(
+                    save_signatures, **one_each, fn_args=(embeddings, target, job_id, projection)
                 )
-                total = sum(shards[row["stem"]]["rows"] for row in unhashed)
-                list(work(hashed, total, "hashing", "image"))
+                list(run_job(hashed, sum(shards[item["name"]]["rows"] for item in unhashed), "hashing", "image"))
             if missing:
-                finished = target.finished(job)
-                names = [{"name": finished[stem]} for stem in shards]
-                settings = target, missing, hash_size, num_tables, top
-                rows = data.from_items(names, override_num_blocks=len(names)).map_batches(
-                    spread, batch_size=1, batch_format="pyarrow", fn_args=settings
+                finished, total = target.finished(job_id), count * len(missing) >> prefix_bits
+                items = data.from_items([{"file": finished[name]} for name in shards], override_num_blocks=len(shards))
+                settings = target, missing, hash_size, num_tables, prefix_bits
+                rows = items.map_batches(rows_by_part, **one_each, fn_args=settings)
+                partitions = min(max(2, total // TASK_ROWS), len(missing), MAX_PARTITIONS)
+                saved = rows.groupby("part", num_partitions=partitions).map_groups(
+                    save_part, batch_format="pyarrow", fn_args=(target, job_id, prefix_bits)
                 )
-                total = count * len(missing) >> top
-                partitions = min(max(2, total // SHUFFLED), len(missing), PARTITIONS)
-                parts = rows.groupby("place", num_partitions=partitions).map_groups(
-                    save_part, batch_format="pyarrow", fn_args=(target, job, top)
-                )
-                list(work(parts, total, "storing", "row"))
-                nothing = pa.table({"hash": np.empty(0, code_dtype(hash_size)), "id": np.empty(0, np.int64)})
-                for stem in set(places) - set(target.finished(job)):
-                    write_part(target, job, places[stem], top, nothing)
-    manifest = {"embeddings": version_of(source), "encoder": source["encoder"], "dim": source["dim"], "count": count}
-    manifest |= {"hash_size": hash_size, "num_tables": num_tables, "seed": seed, "top": top}
-    manifest |= {"build_seconds": time.perf_counter() - begin}
-    target.publish(manifest | {"files": target.describe(job, ["projection", *shards, *places])})
+                list(run_job(saved, total, "storing", "row"))
+                empty = pa.table({"hash": np.empty(0, code_dtype(hash_size)), "id": np.empty(0, np.int64)})
+                for name in parts.keys() - target.finished(job_id):
+                    write_part(target, job_id, parts[name], prefix_bits, empty)
+    manifest = {"embeddings": embeddings_version(source), "encoder": source["encoder"], "dim": source["dim"]}
+    manifest |= {"count": count, "hash_size": hash_size, "num_tables": num_tables, "seed": seed, "top": prefix_bits}
+    manifest |= {"build_seconds": time.perf_counter() - start}
+    target.publish(manifest | {"files": target.describe(job_id, ["projection", *shards, *parts])})
     return target.manifest()
 
 
-def version_of(embeddings: dict) -> str:
-    """By which an index knows its embeddings again: a digest of their manifest's digests."""
-    return short_digest([file["name"] for file in embeddings["files"]])
+def embeddings_version(manifest: dict) -> str:
+    """Return a digest of the manifest of embeddings, by which an index recognises them."""
+    return short_digest([file["name"] for file in manifest["files"]])
 
 
-def fixed(
-    target: Shards, job: str, embeddings: Shards, source: dict, projection: Projection | None, settings: tuple
-) -> Projection:
-    """The projection of a job: kept with it the first time, and read from there when it goes on."""
-    finished, (hash_size, num_tables, seed) = target.finished(job), settings
-    if "projection" not in finished:
-        if projection is None:
-            points = sample(embeddings, source["files"])
-            mean = (column_sums(points) / len(points)).astype(np.float32)
-            projection = Projection(draw_planes(source["dim"], hash_size, num_tables, seed), mean)
-        rows = np.concatenate([projection.mean[None], projection.planes.transpose(0, 2, 1).reshape(-1, source["dim"])])
-        finished["projection"] = target.write_table("projection", job, pa.table({"vector": as_lists(rows)}), len(rows))
-    return read_projection(target, finished["projection"], hash_size, num_tables)
+def draw_projection(embeddings: Shards, source: dict, hash_size: int, num_tables: int, seed: int) -> Projection:
+    """Sample planes from the seed, and take the mean of embeddings from evenly over all shards."""
+    files = source["files"]
+    if source["count"] > MEAN_ROWS:
+        files = files[:: -(-len(files) // MEAN_SHARDS)]
+    step = -(-sum(file["rows"] for file in files) // MEAN_ROWS)
+    columns = (embeddings.read(file["name"])["embedding"] for file in files)
+    vectors = np.concatenate([normalise(as_array(column, np.float16)[::step]) for column in columns])
+    return Projection.fit(vectors, hash_size, num_tables, seed)
 
 
-def read_projection(target: Shards, name: str, hash_size: int, num_tables: int) -> Projection:
-    """A projection from its file: the mean, then the normals of all planes, table by table."""
-    rows = vectors(target.read(name)["vector"], np.float32)
+def read_projection(target: Shards, file: str, hash_size: int, num_tables: int) -> Projection:
+    """Read a projection from its file: the mean, then the normals of all planes, table by table."""
+    rows = as_array(target.read(file)["vector"], np.float32)
     planes = rows[1:].reshape(num_tables, hash_size, -1).transpose(0, 2, 1)
     return Projection(np.ascontiguousarray(planes), rows[0].copy())
 
 
-def sample(embeddings: Shards, files: list[dict]) -> np.ndarray:
-    """Some of the embeddings as unit rows (s, d), evenly from all over; all of them where these are few."""
-    if sum(file["rows"] for file in files) > SAMPLE:
-        files = files[:: -(-len(files) // SAMPLED)]
-    step = -(-sum(file["rows"] for file in files) // SAMPLE)
-    return np.concatenate(
-        [normalise(vectors(embeddings.read(file["name"])["embedding"], np.float16)[::step]) for file in files]
-    )
+def save_signatures(batch: pa.Table, embeddings: Shards, target: Shards, job_id: str, projection: Projection):
+    """Hash the shard of embeddings that a batch names, and write its ids and signatures."""
+    (item,) = batch.to_pylist()
+    table = embeddings.read(item["file"])
+    signatures = projection.signatures(normalise(as_array(table["embedding"], np.float16)))
+    hashed = pa.table({"id": table["id"], "signature": as_bytes(signatures.astype("<u8"))})
+    target.write_table(item["name"], job_id, with_metadata(hashed, **id_range(hashed)), SIGNATURE_GROUP)
+    return pa.table({"count": [len(hashed)]})
+
+
+def rows_by_part(
+    batch: pa.Table, target: Shards, missing: list[int], hash_size: int, num_tables: int, prefix_bits: int
+):
+    """Return the rows (part, hash, id) that a shard of signatures has in the missing parts of the tables.
+
+    A part holds the hashes of a table that begin with the same bits; its number is table * 2^prefix_bits + these bits.
+    """
+    table = target.read(batch["file"][0].as_py())
+    codes = unpack_codes(as_array(table["signature"], "<u8"), hash_size, num_tables).T
+    prefixes = (codes >> codes.dtype.type(hash_size - prefix_bits)).astype(np.int64)
+    parts = (np.arange(num_tables)[:, None] << prefix_bits) + prefixes
+    wanted = np.isin(parts, missing)
+    ids = np.broadcast_to(table["id"].to_numpy(), parts.shape)
+    return {"part": parts[wanted].astype(np.int32), "hash": codes[wanted], "id": ids[wanted]}
+
+
+def save_part(table: pa.Table, target: Shards, job_id: str, prefix_bits: int) -> pa.Table:
+    """Write the part of a table that these rows make."""
+    write_part(target, job_id, table["part"][0].as_py(), prefix_bits, table.select(["hash", "id"]))
+    return pa.table({"count": [len(table)]})
+
+
+def part_name(part: int, prefix_bits: int) -> str:
+    """Name the shard of a table's part; most programs that read Parquet take `table=` for a column."""
+    return f"table={part >> prefix_bits:03}/part-{part & ((1 << prefix_bits) - 1):05}"
+
+
+def write_part(target: Shards, job_id: str, part: int, prefix_bits: int, table: pa.Table) -> None:
+    """Write the rows of a table's part in the order of hash and id."""
+    table = with_metadata(table.sort_by([("hash", "ascending"), ("id", "ascending")]), place=part)
+    target.write_table(part_name(part, prefix_bits), job_id, table, TABLE_GROUP)

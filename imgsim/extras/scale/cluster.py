@@ -1,4 +1,4 @@
-"""Ray, started for a while on this machine or joined where it runs; its jobs with a progress bar and plain errors."""
+"""Ray, started for a while on this machine or joined on a cluster; its jobs with a progress bar and plain errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 
@@ -15,10 +15,10 @@ from tqdm import tqdm
 from imgsim.extras.runs.environment import environ
 from imgsim.sources.errors import first_line, require
 
-STORE = 1 << 30  # bytes of shared memory that a local Ray keeps blocks in; what is more goes to disk
+STORE_BYTES = 1 << 30  # shared memory in which a local Ray keeps blocks; more than that goes to disk
+BLOCK_BYTES = 32 << 20  # of a block, which is handed from step to step
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 TOKEN = token_hex(32)  # one for the whole process: Ray reads it once
-BLOCK = 32 << 20  # bytes in a block, which is handed from step to step
 
 
 def require_ray() -> None:
@@ -28,75 +28,59 @@ def require_ray() -> None:
 
 @contextmanager
 def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
-    """Gives ray.data of a Ray to work on: one joined before, the one that RAY_ADDRESS names, or a local one meanwhile.
+    """Give `ray.data` of a Ray that was joined before, that RAY_ADDRESS names, or of a local one, started for a while.
 
-    A local one obeys nobody who does not know its token, has no dashboard, and reports to nobody. cpus: how many tasks
-    it works on at a time, by default as many as there are cores.
+    A local one accepts only connections that present its token, has no dashboard, and reports to nobody.
+
+    Args:
+        cpus: tasks that a local one works on at a time; by default as many as there are cores.
+        num_gpus: GPUs that a local one uses; by default all.
     """
     require_ray()
     settings = {name: os.environ.get(name, value) for name, value in QUIET.items()}
-    with environ(**settings), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with environ(**settings), warnings.catch_warnings(action="ignore"), ExitStack() as stack:
         import ray
         import ray.data
-        from ray._raylet import AuthenticationTokenLoader, Config
 
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.target_max_block_size = BLOCK
+        context.target_max_block_size = BLOCK_BYTES
         context.execution_options.preserve_order = True
-        if ray.is_initialized():
-            yield ray.data
-            return
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-            try:
-                yield ray.data
-            finally:
-                ray.shutdown()
-            return
-        # Ray listens on all of a machine's addresses, and executes what it is sent.
-        secret = environ(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
-        with secret, TemporaryDirectory(prefix="imgsim-", ignore_cleanup_errors=True) as folder:
-            Config.initialize("")  # reads the environment again, should Ray have been imported before
-            AuthenticationTokenLoader.instance().reset_cache()
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=num_gpus,
-                object_store_memory=STORE,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=folder,
-            )
-            try:
-                yield ray.data
-            finally:
-                ray.shutdown()
+        if not ray.is_initialized():
+            options = {"log_to_driver": False, "logging_level": logging.ERROR}
+            if not os.environ.get("RAY_ADDRESS"):
+                from ray._raylet import AuthenticationTokenLoader, Config
+
+                # Ray listens on all of a machine's addresses, and executes what it is sent.
+                stack.enter_context(environ(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN))
+                Config.initialize("")  # reads the environment again, should Ray have been imported before
+                AuthenticationTokenLoader.instance().reset_cache()
+                folder = TemporaryDirectory(prefix="imgsim-", ignore_cleanup_errors=True)
+                options |= {"address": "local", "include_dashboard": False, "_temp_dir": stack.enter_context(folder)}
+                options |= {"num_cpus": cpus, "num_gpus": num_gpus, "object_store_memory": STORE_BYTES}
+            stack.callback(ray.shutdown)
+            ray.init(**options)
+        yield ray.data
 
 
-def work(job, total: int, what: str, unit: str) -> Iterator[dict]:
-    """The rows that a Ray data set comes to, as they are finished; each says in `count` how far the bar moves.
+def run_job(job, total: int, what: str, unit: str) -> Iterator[dict]:
+    """Run a job of Ray Data with a progress bar; give its rows, each with a `count` that moves the bar.
 
-    Raises what a task raised, as if it had been raised here.
+    Raises:
+        ValueError, OSError, RuntimeError: a task raised it.
     """
     with tqdm(total=total, desc=what, unit=unit, delay=1) as bar:
-        rows = iter(job.iter_rows())
-        while True:
-            try:
-                row = next(rows, None)
-            except Exception as error:
-                raise plain(error) from error
-            if row is None:
-                return
-            bar.update(row["count"])
-            yield row
+        try:
+            for row in job.iter_rows():
+                bar.update(row["count"])
+                yield row
+        except Exception as error:
+            raise root_cause(error) from error
 
 
-def plain(error: Exception) -> Exception:
-    """What went wrong in a task, without Ray's account of where."""
+def root_cause(error: Exception) -> Exception:
+    """Return what went wrong in a task, without Ray's account of where."""
     cause = error
     while inner := getattr(cause, "cause", None) or cause.__cause__:
         cause = inner

@@ -1,27 +1,35 @@
-"""Images to Parquet shards of embeddings, by Ray Data."""
+"""Turn images into Parquet shards of embeddings, with Ray Data.
+
+What tasks and actors write has a unique name, so that repeating one is harmless. They import this module: what only
+the driver needs is imported there.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import time
+from collections.abc import Iterator
 from hashlib import blake2b
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from imgsim.extras.scale.cluster import cluster, require_ray, work
-from imgsim.extras.scale.shards import Shards, as_lists, short_digest
-from imgsim.extras.scale.sources import find
-from imgsim.extras.scale.tasks import Embed, OpenAndEmbed, decode, save_embeddings, write_embeddings
-from imgsim.hashing import check_integer
-from imgsim.index import NO_ENCODER
+from imgsim.extras.scale.cluster import cluster, require_ray, run_job
+from imgsim.extras.scale.shards import Shards, as_lists, id_range, short_digest, with_metadata
+from imgsim.extras.scale.sources import list_images, read_images
+from imgsim.hashing import check_integer, normalise
+from imgsim.sources.decode import open_or_error
 
-SHARD = 32 << 20  # bytes of embeddings in a shard
-PIECE = 64  # image files that a task opens
+SHARD_BYTES = 32 << 20  # of embeddings in a shard
+GROUP_BYTES = 1 << 15  # of embeddings in a row group: what a search reads to see one of them
+BLANK = PIL.Image.new("RGB", (64, 64))  # takes the place of an image that cannot be read
 
 
-def embed(
+def embed_images(
     images,
     folder,
     checkpoint: str = "builtin",
@@ -36,53 +44,66 @@ def embed(
 ) -> dict:
     """Embed images into Parquet shards in `folder`/embeddings: id, embedding (d,) of length 1 in float16, source.
 
-    images: "builtin", or an address (a path, or what fsspec knows, such as s3:// and hf://) of Parquet files, as the
-    Hub keeps them, or of image files; an id is a place among them. `concurrency` actors hold the encoder: by default
-    one for each core, or with GPUs, of which each takes `num_gpus`, one, for which tasks on CPUs open the images. What
-    cannot be read is passed over and listed in the manifest; more than `max_bad` of it end the job. shard_rows: images
-    in a shard. A job that was interrupted goes on where it stopped. Returns the manifest, and with it
-    images_per_second, counted from the end of the first batch on. Raises ValueError where there is nothing to embed.
+    Ids are positions among the images. Images that cannot be read are skipped and listed in the manifest. A job that
+    was interrupted continues where it stopped.
+
+    Args:
+        images: "builtin", or an address (a path, or what fsspec knows, such as s3:// and hf://) of image files, or of
+            Parquet files as the Hub stores them.
+        folder: a path or an address.
+        checkpoint, dtype: see `load_encoder`.
+        batch_size: images embedded at a time.
+        column: of the images in Parquet files; by default the one that holds images.
+        num_gpus: GPUs per actor; if it has any, tasks on CPUs open the images.
+        concurrency: actors that hold the encoder; by default one per core, or one with GPUs.
+        shard_rows: images per shard.
+        max_bad: images that may be skipped.
+
+    Returns:
+        The manifest, and images_per_second, counted from the end of the first batch on.
+
+    Raises:
+        ValueError: a setting is impossible, there is nothing to embed, or too many images cannot be read.
     """
     require_ray()
     check_integer(batch_size, "batch_size", 1)
     check_integer(max_bad, "max_bad", 0)
-    cores = os.cpu_count() or 1
-    actors = (1 if num_gpus else cores) if concurrency is None else check_integer(concurrency, "concurrency", 1)
+    default_actors = 1 if num_gpus else os.cpu_count() or 1
+    actors = default_actors if concurrency is None else check_integer(concurrency, "concurrency", 1)
     if num_gpus < 0:
         raise ValueError(f"num_gpus is {num_gpus}, but an actor has 0 GPUs, a part of one, or several.")
     from imgsim.encoder import load_encoder  # loads torch
 
-    encoder, source = load_encoder(checkpoint, dtype=dtype), find(images, column)
-    target = Shards.at(folder, "embeddings")
-    bad = len(source.skipped)
+    encoder, source = load_encoder(checkpoint, dtype=dtype), list_images(images, column)
+    target, bad = Shards.at(folder, "embeddings"), len(source.skipped)
     check_bad(images, bad, max_bad, *source.skipped)
-    rows = rows_of_shards(shard_rows, len(source), encoder.dim)
-    job = short_digest(encoder.digest, source.files, source.version, rows)
-    stems, finished = stems_for(len(source), rows), target.finished(job)
-    starts = [number * rows for number, stem in enumerate(stems) if stem not in finished]
-    pieces = [piece for start in starts for piece in source.pieces(start, start + rows, PIECE)]
-    ended = []
+    rows = rows_per_shard(shard_rows, len(source), encoder.dim)
+    job_id, names = short_digest(encoder.digest, source.files, source.version, rows), shard_names(len(source), rows)
+    finished = target.finished(job_id)
+    missing = [number for number, name in enumerate(names) if name not in finished]
+    pieces = [piece for number in missing for piece in source.pieces(number * rows, (number + 1) * rows)]
+    ended = []  # (time, images) of all batches
     if pieces:
         with cluster(None if num_gpus else actors + 1) as data:
-            need_gpus(num_gpus)
-            settings = source.place, source.column, encoder.processor, batch_size
-            items, actor = data.from_items(pieces, override_num_blocks=len(pieces)), (encoder.origin, encoder.digest)
-            pool, piecewise = data.ActorPoolStrategy(size=actors), {"batch_size": 1, "batch_format": "pyarrow"}
+            check_gpus(num_gpus)
+            items = data.from_items(pieces, override_num_blocks=len(pieces))
+            opening = source.folder, source.column, encoder.processor, batch_size
+            actor, pool = (encoder.origin, encoder.digest), data.ActorPoolStrategy(size=actors)
+            by_piece = {"batch_size": 1, "batch_format": "pyarrow"}
             if num_gpus:
-                pixels = items.map_batches(decode, **piecewise, fn_args=settings)
+                pixels = items.map_batches(open_images, **by_piece, fn_args=opening)
                 gpus = {"num_gpus": num_gpus, "compute": pool, "batch_size": batch_size}
                 embedded = pixels.map_batches(Embed, **gpus, fn_constructor_args=actor)
             else:
-                embedded = items.map_batches(
-                    OpenAndEmbed, **piecewise, compute=pool, fn_constructor_args=(*actor, *settings)
-                )
+                cpus = {"compute": pool, "fn_constructor_args": (*actor, *opening)}
+                embedded = items.map_batches(OpenAndEmbed, **by_piece, **cpus)
             shards = embedded.repartition(target_num_rows_per_block=rows, strict=True)
-            saved = shards.map_batches(save_embeddings, batch_format="pyarrow", fn_args=(target, job, rows))
-            for row in work(saved, sum(piece["count"] for piece in pieces), "embedding", "image"):
+            saved = shards.map_batches(save_embeddings, batch_format="pyarrow", fn_args=(target, job_id, rows))
+            for row in run_job(saved, sum(piece["count"] for piece in pieces), "embedding", "image"):
                 ended += row["ended"]
                 bad += row["bad"]
                 check_bad(images, bad, max_bad, *json.loads(row["example"]))
-    manifest = manifest_of(target, job, stems, source.skipped)
+    manifest = manifest_of(target, job_id, names, source.skipped)
     check_bad(images, len(manifest["skipped"]), max_bad, *manifest["skipped"])
     if not manifest["count"]:
         first = manifest["skipped"][0]
@@ -94,8 +115,45 @@ def embed(
     return manifest | {"images_per_second": float(speed)}
 
 
-def need_gpus(wanted: float) -> None:
-    """Raise a ValueError where Ray would wait for GPUs that never come; a cluster may still grow some."""
+def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int | None = None) -> dict:
+    """Store embeddings (n, d) from elsewhere where `embed_images` puts its own.
+
+    Args:
+        folder: a path or an address.
+        embeddings: (n, d), finite and at most 65,504, as they are stored in float16.
+        ids: (n,) whole numbers that ascend; by default 0 to n - 1.
+        shard_rows: embeddings per shard.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: the ids or the embeddings do not fit.
+    """
+    from imgsim.index import NO_ENCODER
+
+    ids = np.arange(len(embeddings)) if ids is None else np.asarray(ids, np.int64)
+    if ids.shape != embeddings.shape[:1] or not len(ids) or ids[0] < 0 or (np.diff(ids) <= 0).any():
+        raise ValueError(f"{len(embeddings)} embeddings need as many ids, whole numbers from 0 on that ascend.")
+    with np.errstate(over="ignore"):
+        halves = np.asarray(embeddings).astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise ValueError("The embeddings hold values that are not finite, or above 65,504, in float16: scale them.")
+    target, rows = Shards.at(folder, "embeddings"), rows_per_shard(shard_rows, *embeddings.shape)
+    digests = [blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest() for array in (embeddings, ids)]
+    job_id, names = short_digest(digests, rows), shard_names(len(ids), rows)
+    for number, name in enumerate(names):
+        part = slice(number * rows, (number + 1) * rows)
+        columns = {"id": ids[part], "embedding": as_lists(halves[part]), "source": [""] * len(ids[part])}
+        write_embeddings(target, job_id, name, pa.table(columns), [])
+    manifest = manifest_of(target, job_id, names, [])
+    manifest |= {"images": "", "encoder": NO_ENCODER, "dim": embeddings.shape[1]}
+    target.publish(manifest)
+    return manifest
+
+
+def check_gpus(wanted: float) -> None:
+    """Raise a ValueError if Ray would wait for GPUs that never come; a cluster may still grow some."""
     import ray
 
     found = ray.cluster_resources().get("GPU", 0)
@@ -104,52 +162,93 @@ def need_gpus(wanted: float) -> None:
 
 
 def check_bad(images, bad: int, max_bad: int, *skipped: dict) -> None:
+    """Raise a ValueError, with an example of those skipped, if too many images cannot be read."""
     if bad > max_bad:
         such = f", such as {skipped[0]['source']}: {skipped[0]['reason']}" if skipped else ""
         raise ValueError(f"{str(images)!r} holds more than {max_bad} images that cannot be read{such}.")
 
 
-def rows_of_shards(wanted: int | None, count: int, dim: int) -> int:
-    """How many rows a shard gets: as many as are wanted, or as make files of a good size, but several."""
-    return check_integer(min(SHARD // (2 * dim), -(-count // 16)) if wanted is None else wanted, "shard_rows", 1)
+def rows_per_shard(wanted: int | None, count: int, dim: int) -> int:
+    """Return how many rows a shard gets: as many as are wanted, or as make files of a good size, but several."""
+    return check_integer(min(SHARD_BYTES // (2 * dim), -(-count // 16)) if wanted is None else wanted, "shard_rows", 1)
 
 
-def stems_for(count: int, rows: int) -> list[str]:
-    """What shards of so many rows are called."""
+def shard_names(count: int, rows: int) -> list[str]:
+    """Name the shards of `count` images."""
     return [f"part-{number:05}" for number in range(-(-count // rows))]
 
 
-def manifest_of(target: Shards, job: str, stems: list[str], skipped: list[dict]) -> dict:
-    """What a finished job has made: how many rows, in which files, and what was passed over."""
-    files = target.describe(job, stems)
+def manifest_of(target: Shards, job_id: str, names: list[str], skipped: list[dict]) -> dict:
+    """Describe what a finished job has made: how many rows, in which files, and which images were skipped."""
+    files = target.describe(job_id, names)
     skipped = skipped + [row for file in files for row in file.pop("skipped")]
     files = [file for file in files if file["rows"]]
     return {"count": sum(file["rows"] for file in files), "skipped": skipped, "files": files}
 
 
-def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int | None = None) -> dict:
-    """Put embeddings (n, d) from elsewhere where `embed` puts its own; returns the manifest.
+def open_images(batch: pa.Table, folder: Shards, column: str | None, processor, batch_size: int) -> Iterator[dict]:
+    """Open the images of a piece and prepare them: id, source, why it cannot be read, pixels (b, 3, h, w)."""
+    (piece,) = batch.to_pylist()
+    named = read_images(folder, column, piece)
+    for start in range(0, len(named), batch_size):
+        names, contents = zip(*named[start : start + batch_size], strict=True)
+        opened = list(map(open_or_error, contents))
+        reasons = [image if isinstance(image, str) else "" for image in opened]
+        images = [BLANK if isinstance(image, str) else image for image in opened]
+        ids = np.arange(piece["id"] + start, piece["id"] + start + len(names))
+        pixels = processor(images, return_tensors="np")["pixel_values"]
+        yield {"id": ids, "source": np.array(names), "reason": np.array(reasons), "pixels": pixels}
 
-    ids (n,) ascend, by default from 0 to n - 1. Raises ValueError for other ids, and for what float16 cannot hold.
-    """
-    ids = np.arange(len(embeddings)) if ids is None else np.asarray(ids, np.int64)
-    if ids.shape != embeddings.shape[:1] or not len(ids) or ids[0] < 0 or (np.diff(ids) <= 0).any():
-        raise ValueError(f"{len(embeddings)} embeddings need as many ids, whole numbers from 0 on that ascend.")
-    with np.errstate(over="ignore"):
-        halves = np.asarray(embeddings).astype(np.float16)
-    if not np.isfinite(halves).all():
-        raise ValueError("The embeddings hold values that are not finite, or above 65,504, in float16: scale them.")
-    target, rows = Shards.at(folder, "embeddings"), rows_of_shards(shard_rows, *embeddings.shape)
-    digests = [blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest() for array in (embeddings, ids)]
-    job, stems = short_digest(digests, rows), stems_for(len(ids), rows)
-    for number in range(len(stems)):
-        part = slice(number * rows, (number + 1) * rows)
-        table = {
-            "id": ids[part],
-            "embedding": as_lists(halves[part]),
-            "source": [""] * len(ids[part]),
-        }
-        write_embeddings(target, job, number, pa.table(table), [])
-    manifest = manifest_of(target, job, stems, []) | {"images": "", "encoder": NO_ENCODER, "dim": embeddings.shape[1]}
-    target.publish(manifest)
-    return manifest
+
+class Embed:
+    """An actor that holds the encoder: pixels in, embeddings of length 1 in float16 out."""
+
+    def __init__(self, origin: tuple, digest: str):
+        from imgsim.encoder import load_encoder
+
+        self.encoder = load_encoder(*origin)
+        if self.encoder.digest != digest:
+            raise ValueError(f"The checkpoint {origin[0]!r} is another one on a worker than where the job was started.")
+
+    def __call__(self, batch: dict) -> pa.Table:
+        import torch
+
+        readable = np.flatnonzero(batch["reason"] == "")
+        vectors = np.zeros((len(batch["id"]), self.encoder.dim), np.float32)
+        size = max(1, self.encoder.micro_batch(len(readable)))
+        for start in range(0, len(readable), size):
+            rows = readable[start : start + size]
+            vectors[rows] = normalise(self.encoder.forward(torch.from_numpy(batch["pixels"][rows])))
+        reasons = np.where(np.isfinite(vectors).all(axis=1), batch["reason"], "its embedding holds no finite numbers")
+        columns = {"id": batch["id"], "embedding": as_lists(vectors.astype(np.float16)), "source": batch["source"]}
+        return pa.table(columns | {"reason": reasons, "ended": np.full(len(vectors), time.time())})
+
+
+class OpenAndEmbed(Embed):
+    """An actor that opens the images of pieces itself: on CPUs, moving pixels costs more than it gains."""
+
+    def __init__(self, origin: tuple, digest: str, *opening):
+        super().__init__(origin, digest)
+        self.opening = opening
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.concat_tables([Embed.__call__(self, part) for part in open_images(batch, *self.opening)])
+
+
+def save_embeddings(batch: pa.Table, target: Shards, job_id: str, rows: int) -> pa.Table:
+    """Write the block of rows that makes a shard; count its images, bad ones among them, and by batch with its end."""
+    numbers = np.unique(batch["id"].to_numpy() // rows)
+    if len(numbers) != 1:
+        raise RuntimeError(f"{len(numbers)} shards came in one block.")
+    readable = pc.equal(batch["reason"], "")
+    bad = batch.filter(pc.invert(readable)).select(["id", "source", "reason"]).to_pylist()
+    table = batch.filter(readable).select(["id", "embedding", "source"])
+    write_embeddings(target, job_id, f"part-{numbers[0]:05}", table, bad)
+    ended = np.stack(np.unique(batch["ended"].to_numpy(), return_counts=True), axis=1).tolist()
+    return pa.table({"count": [batch.num_rows], "bad": [len(bad)], "example": [json.dumps(bad[:1])], "ended": [ended]})
+
+
+def write_embeddings(target: Shards, job_id: str, name: str, table: pa.Table, bad: list[dict]) -> None:
+    """Write a shard: a table of id, embedding and source, in the order of the ids."""
+    rows = max(1, GROUP_BYTES // (2 * table["embedding"].type.list_size))
+    target.write_table(name, job_id, with_metadata(table, **id_range(table), skipped=bad), rows)

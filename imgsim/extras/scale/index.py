@@ -1,4 +1,4 @@
-"""Search in tables that lie in Parquet files, and their export to arrays that are mapped into memory."""
+"""Search in tables that lie in Parquet files, and export them to arrays that can be mapped into memory."""
 
 from __future__ import annotations
 
@@ -10,157 +10,152 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from imgsim.extras.scale.build import read_projection, version_of
-from imgsim.extras.scale.shards import Shards, vectors
+from imgsim.extras.scale.build import embeddings_version, read_projection
+from imgsim.extras.scale.shards import Shards, SortedFile, as_array
 from imgsim.hashing import check_integer, normalise
-from imgsim.index import SearchResult
+from imgsim.index import SETTINGS, SearchResult
 from imgsim.search.kernels import nearest_codes
 from imgsim.search.snapshot import THREADS, Snapshot
 from imgsim.search.storage import Blocks, array_specs, write_arrays
+from imgsim.tables import has_starts
 
 
 class ShardedIndex:
-    """The index that `build` left in a folder, for a search that reads from it only what a query needs.
+    """The index that `build_index` left in a folder. A search reads only what its queries need.
 
-    A search is that of BuildLSHTable, and gives the same ids and cosines: from the tables come the row groups that hold
-    the buckets looked up, from the signatures those of the candidates in them, from the embeddings those of the
-    `rerank` best. Of these, an index in memory is made and asked.
+    It gives the same ids and cosines as a search of BuildLSHTable: it reads from the tables the row groups with the
+    buckets looked up, from the signatures those with the candidates in these buckets, and from the embeddings those
+    with the `rerank` best candidates, and asks an index in memory of what it has read.
+
+    Args:
+        folder: a path, or an address that fsspec knows.
+        probes, rerank: as in BuildLSHTable; they may be set at any time.
+
+    Raises:
+        ValueError: there is no index, or the embeddings have changed since it was built.
     """
 
     def __init__(self, folder, *, probes: int = 8, rerank: int | None = 200):
         self.tables, self.embeddings = Shards.at(folder, "index"), Shards.at(folder, "embeddings")
         self.manifest, source = self.tables.manifest(), self.embeddings.manifest()
-        if self.manifest["embeddings"] != version_of(source):
+        if self.manifest["embeddings"] != embeddings_version(source):
             raise ValueError(
                 f"The embeddings in {str(folder)!r} have changed since the index was built: build it again."
             )
         self.hash_size, self.num_tables, self.dim = (self.manifest[key] for key in ("hash_size", "num_tables", "dim"))
-        self.probes, self.rerank = probes, rerank
+        self.probes, self.rerank, self.prefix_bits = probes, rerank, self.manifest["top"]
         files = self.manifest["files"]
         self.projection = read_projection(self.tables, files[0]["name"], self.hash_size, self.num_tables)
-        self._parts = {file["place"]: file["name"] for file in files if "place" in file}
-        self._signatures, self._embeddings = [file for file in files if "first" in file], source["files"]
-        self._opened: dict[str, object] = {}
+        self._part_files = {file["place"]: file["name"] for file in files if "place" in file}
+        self._signature_files, self._embedding_files = [file for file in files if "first" in file], source["files"]
+        self._opened: dict[str, SortedFile] = {}
 
     def __len__(self) -> int:
         return self.manifest["count"]
 
     def search(self, embeddings, top_k: int = 10) -> SearchResult:
-        """Find the nearest candidates of every query (m, d), as BuildLSHTable.search does."""
-        points = np.atleast_2d(np.asarray(embeddings, np.float32))
-        if points.ndim != 2 or points.shape[1] != self.dim or not np.isfinite(points).all():
-            raise ValueError(f"Finite embeddings of shape (m, {self.dim}) are needed, not {points.shape}.")
-        points, top_k, probes = (
-            normalise(points),
-            check_integer(top_k, "top_k", 1),
-            check_integer(self.probes, "probes", 0),
-        )
+        """Find the nearest candidates of every query embedding (m, d), as BuildLSHTable.search does."""
+        queries = np.atleast_2d(np.asarray(embeddings, np.float32))
+        if queries.ndim != 2 or queries.shape[1] != self.dim or not np.isfinite(queries).all():
+            raise ValueError(f"Finite embeddings of shape (m, {self.dim}) are needed, not {queries.shape}.")
+        queries, top_k = normalise(queries), check_integer(top_k, "top_k", 1)
+        probes = check_integer(self.probes, "probes", 0)
         rerank = len(self) if self.rerank is None else check_integer(self.rerank, "rerank", 0)
-        ids = self._in_buckets(nearest_codes(self.projection.margins(points), min(1 + probes, 1 << self.hash_size)))
-        words = vectors(self._column(self.tables, self._signatures, ids, "signature"), np.uint64)
-        seen = self._candidates(np.empty((len(ids), 0), np.float32), ids, words)  # to be ranked only
-        ranked, _, count, _ = seen.search(points, max(1, min(rerank, len(ids))), probes, rerank)
-        best = np.unique(ranked[ranked >= 0])
-        near = vectors(self._column(self.embeddings, self._embeddings, ids[best], "embedding"), np.float16)
-        compared = self._candidates(normalise(near), ids[best], words[best])
-        rows, cosines, _, number = compared.search(points, top_k, probes, rerank)
-        return SearchResult(np.where(rows >= 0, ids[best][rows], -1) if len(best) else rows, cosines, count, number)
+        ids = self._ids_in(nearest_codes(self.projection.margins(queries), min(1 + probes, 1 << self.hash_size)))
+        signatures = as_array(self._column(self.tables, self._signature_files, ids, "signature"), np.uint64)
+        # First an index of vectors without dimensions, which ranks and compares nothing; then one of the best.
+        ranking = self._snapshot(np.empty((len(ids), 0), np.float32), ids, signatures)
+        rows, _, seen, _ = ranking.search(queries, max(1, min(rerank, len(ids))), probes, rerank)
+        best = np.unique(rows[rows >= 0])
+        vectors = as_array(self._column(self.embeddings, self._embedding_files, ids[best], "embedding"), np.float16)
+        comparing = self._snapshot(normalise(vectors), ids[best], signatures[best])
+        rows, cosines, _, compared = comparing.search(queries, top_k, probes, rerank)
+        return SearchResult(np.where(rows >= 0, ids[best][rows], -1) if len(best) else rows, cosines, seen, compared)
 
-    def _candidates(self, points: np.ndarray, ids: np.ndarray, words: np.ndarray) -> Snapshot:
-        return Snapshot.build(self.projection, points, ids, np.full(len(ids), -1), words)
+    def _snapshot(self, vectors: np.ndarray, ids: np.ndarray, signatures: np.ndarray) -> Snapshot:
+        return Snapshot.build(self.projection, vectors, ids, np.full(len(ids), -1), signatures)
 
-    def _in_buckets(self, codes: np.ndarray) -> np.ndarray:
-        """The ids (c,), in order, in buckets (m, L, b) of the tables."""
-        top, wanted = self.manifest["top"], []
+    def _ids_in(self, codes: np.ndarray) -> np.ndarray:
+        """Return the ids (c,), in order, in the buckets with these codes (m, L, b)."""
+        wanted = []
         for table in range(self.num_tables):
             values = np.unique(codes[:, table])
-            parts = values >> np.uint64(self.hash_size - top)
-            for part in np.unique(parts):
-                wanted.append((self._parts[(table << top) + int(part)], values[parts == part], None))
-        return np.unique(self._read(self.tables, wanted, "hash", "id")["id"].to_numpy())
+            prefixes = values >> np.uint64(self.hash_size - self.prefix_bits)
+            for prefix in np.unique(prefixes):
+                file = self._part_files[(table << self.prefix_bits) + int(prefix)]
+                wanted.append((file, values[prefixes == prefix]))
+        return np.unique(self._select(self.tables, wanted, "hash", "id")["id"].to_numpy())
 
     def _column(self, shards: Shards, files: list[dict], ids: np.ndarray, column: str) -> pa.ChunkedArray:
-        """What a column says of the candidates with these ids (c,), which are in order."""
+        """Read a column for the candidates with these ids (c,), which ascend and are different."""
         begins = np.searchsorted(ids, [file["first"] for file in files])
         ends = np.searchsorted(ids, [file["last"] for file in files], "right")
-        wanted = [
-            (file["name"], ids[a:b], file["first"] if file["last"] - file["first"] < file["rows"] else None)
-            for file, a, b in zip(files, begins, ends, strict=True)
-            if a < b or file is files[0]  # so that there is a table, though it may be empty
-        ]
-        table = self._read(shards, wanted, "id", column)
+        wanted = [(file["name"], ids[begin:end]) for file, begin, end in zip(files, begins, ends, strict=True)]
+        wanted = [item for item in wanted if len(item[1])] or wanted[:1]  # so that there is a table, even an empty one
+        table = self._select(shards, wanted, "id", column)
         if len(table) != len(ids):
             raise ValueError(f"'{shards.path}' lacks candidates that stand in the tables: build the index again.")
         return table[column]
 
-    def _read(
-        self, shards: Shards, wanted: list[tuple[str, np.ndarray, int | None]], key: str, column: str
-    ) -> pa.Table:
-        """A column of the rows of files whose key is among some values: name, values, and `dense` as in select."""
+    def _select(self, shards: Shards, wanted: list[tuple[str, np.ndarray]], key: str, column: str) -> pa.Table:
+        """Read key and column of the rows of files whose key is among some values, see SortedFile.select."""
 
-        def read(item: tuple[str, np.ndarray, int | None]) -> pa.Table:
-            name, values, dense = item
+        def read(item: tuple[str, np.ndarray]) -> pa.Table:
+            file, values = item
             try:
-                if name not in self._opened:
-                    self._opened[name] = shards.open(name)
-                return shards.select(self._opened[name], key, values, column, dense)
+                if file not in self._opened:
+                    self._opened[file] = SortedFile(shards.open(file), key)
+                return self._opened[file].select(values, column)
             except (OSError, pa.ArrowException) as error:
-                raise ValueError(shards.damaged(name)) from error
+                raise ValueError(shards.damaged(file)) from error
 
         with ThreadPoolExecutor(THREADS) as pool:
             return pa.concat_tables(pool.map(read, wanted))
 
     def sources(self, ids) -> list[str]:
-        """Where the images with these ids (c,) are: as files, or as rows of Parquet files, name#row."""
-        ids, place = np.unique(ids, return_inverse=True)
-        found = self._column(self.embeddings, self._embeddings, ids, "source").to_pylist()
-        return [found[i] for i in place]
+        """Return where the images with these ids (c,) are: file, or file#row in a Parquet file."""
+        ids, order = np.unique(ids, return_inverse=True)
+        sources = self._column(self.embeddings, self._embedding_files, ids, "source").to_pylist()
+        return [sources[i] for i in order]
 
     def export(self, folder) -> Path:
-        """Write the index to a folder that BuildLSHTable.load(folder, mapped=True) opens at once; returns the folder.
+        """Write the index to a folder that BuildLSHTable.load(folder, mapped=True) opens at once; return the folder.
 
-        One shard or part of a table at a time stands in memory, and 8 bytes for every id.
+        One shard or part of a table at a time is in memory, and 8 bytes per id.
         """
-        count, tables, signatures = len(self), self.num_tables, [file["name"] for file in self._signatures]
-        points = [file["name"] for file in self._embeddings]
-        parts = [self._parts[place] for place in range(tables << self.manifest["top"])]
-        wanted = array_specs(count, self.dim, self.hash_size, tables)
-        direct = wanted["starts"][1][1] > 0
-        with tqdm(
-            total=2 * len(signatures) + len(points) + 2 * len(parts), desc="exporting", unit="file", delay=1
-        ) as bar:
 
-            def read(shards: Shards, names: list[str], column: str) -> Iterator[pa.ChunkedArray]:
-                for name in names:
-                    yield shards.read(name)[column]
-                    bar.update()
+        def read(shards: Shards, files: list[str], column: str) -> Iterator[pa.ChunkedArray]:
+            for file in tqdm(files, f"exporting {column}", unit="file", delay=1):
+                yield shards.read(file)[column]
 
-            ids = np.concatenate([column.to_numpy() for column in read(self.tables, signatures, "id")])
-            hashes = (column.to_numpy() for column in read(self.tables, parts, "hash"))
-            blocks = {
-                "planes": [self.projection.planes],
-                "mean": [self.projection.mean],
-                "ids": [ids],
-                "labels": [np.full(count, -1)],
-                "signatures": (vectors(column, np.uint64) for column in read(self.tables, signatures, "signature")),
-                "vectors": (
-                    normalise(vectors(column, np.float16)) for column in read(self.embeddings, points, "embedding")
-                ),
-                "codes": [] if direct else hashes,
-                "rows": (np.searchsorted(ids, column.to_numpy()) for column in read(self.tables, parts, "id")),
-                "starts": self._starts(hashes) if direct else [],
-            }
-            arrays = {name: Blocks(shape, dtype, blocks[name]) for name, (dtype, shape) in wanted.items()}
-            manifest = {"batch_size": 48, "probes": self.probes, "rerank": self.rerank}
-            manifest |= {name: self.manifest[name] for name in ("hash_size", "num_tables", "dim", "seed", "count")}
-            manifest |= {name: self.manifest[name] for name in ("build_seconds", "encoder")}
-            write_arrays(folder, manifest, arrays)
+        parts = [self._part_files[part] for part in range(self.num_tables << self.prefix_bits)]
+        signatures = [file["name"] for file in self._signature_files]
+        embeddings = [file["name"] for file in self._embedding_files]
+        ids = np.concatenate([column.to_numpy() for column in read(self.tables, signatures, "id")])
+        hashes = (column.to_numpy() for column in read(self.tables, parts, "hash"))
+        vectors = read(self.embeddings, embeddings, "embedding")
+        starts = has_starts(self.hash_size, len(self))
+        blocks = {
+            "planes": [self.projection.planes],
+            "mean": [self.projection.mean],
+            "ids": [ids],
+            "labels": [np.full(len(self), -1)],
+            "signatures": (as_array(column, np.uint64) for column in read(self.tables, signatures, "signature")),
+            "vectors": (normalise(as_array(column, np.float16)) for column in vectors),
+            "codes": [] if starts else hashes,
+            "rows": (np.searchsorted(ids, column.to_numpy()) for column in read(self.tables, parts, "id")),
+            "starts": self._starts(hashes) if starts else [],
+        }
+        specs = array_specs(len(self), self.dim, self.hash_size, self.num_tables)
+        arrays = {name: Blocks(shape, dtype, blocks[name]) for name, (dtype, shape) in specs.items()}
+        manifest = self.manifest | {"batch_size": 48, "probes": self.probes, "rerank": self.rerank}
+        manifest = {name: manifest[name] for name in (*SETTINGS, "count", "build_seconds", "encoder")}
+        write_arrays(folder, manifest, arrays)
         return Path(folder)
 
     def _starts(self, hashes: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Where the buckets of each table start, one table after another."""
+        """Return where the buckets of each table begin, one table after another."""
         for _ in range(self.num_tables):
-            sizes = sum(
-                np.bincount(next(hashes), minlength=1 << self.hash_size) for _ in range(1 << self.manifest["top"])
-            )
+            parts = (next(hashes) for _ in range(1 << self.prefix_bits))
+            sizes = sum(np.bincount(part, minlength=1 << self.hash_size) for part in parts)
             yield np.concatenate([[0], np.cumsum(sizes)])

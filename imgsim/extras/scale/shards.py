@@ -21,24 +21,24 @@ from imgsim.search.storage import MANIFEST
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.errors import first_line
 
-FORMAT = 1
-OWN = re.compile(r"(?P<stem>[\w=/-]+)-(?P<job>[0-9a-f]{8})-(?P<digest>[0-9a-f]{16})\.parquet")
+FORMAT = 1  # of the manifest; its words for a file's name, a part and prefix_bits are name, place and top
+FILE_NAME = re.compile(r"(?P<name>[\w=/-]+)-(?P<job_id>[0-9a-f]{8})-(?P<digest>[0-9a-f]{16})\.parquet")
+UNFINISHED = re.compile(r"(?<![^/])\.\d+-")  # begins the name of what a killed process has left half-written
 # What is sorted takes few bits as differences; the rest would not get smaller.
 ENCODING = {"id": "DELTA_BINARY_PACKED", "hash": "DELTA_BINARY_PACKED", "source": "DELTA_BYTE_ARRAY"}
-LEFT = re.compile(r"(?<![^/])\.\d+-")  # begins the name of what a process that was killed has left half-written
 
 
 def short_digest(*parts) -> str:
-    """Four bytes of all that decides a job."""
+    """Return a digest of four bytes of all that decides a job: its job_id."""
     return blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Parquet files, each called by what it holds, the job that made it and a digest of its bytes.
+    """Parquet files, each named by its content (its name), by the job that wrote it and by a digest of its bytes.
 
-    Files of several jobs may lie side by side: which of them are the content says the manifest, which is written
-    last. What a job had finished when it was interrupted can so be told from what is missing.
+    Files of several jobs may lie side by side; the manifest, written last, says which of them are current. A job that
+    was interrupted continues with the names that are not there yet.
     """
 
     fs: AbstractFileSystem
@@ -46,7 +46,11 @@ class Shards:
 
     @classmethod
     def at(cls, *address) -> Shards:
-        """The folder of this name, or the one of the last name in it: a path, or an address that fsspec knows."""
+        """Find a folder by the parts of its address: a path, or what fsspec knows, such as s3://.
+
+        Raises:
+            ValueError: there is no such file system.
+        """
         try:
             fs, path = url_to_fs("/".join(map(str, address)))
         except (ValueError, ImportError) as error:
@@ -55,92 +59,79 @@ class Shards:
 
     @property
     def local(self) -> bool:
+        """Whether the folder is on this machine."""
         return isinstance(self.fs, LocalFileSystem)
 
-    def write(self, name: str, content) -> None:
+    def write(self, file: str, content) -> None:
         """Write a file, whole or not at all."""
-        file = f"{self.path}/{name}"
+        path = f"{self.path}/{file}"
         if not self.local:  # object stores know no half-written files
-            return self.fs.pipe_file(file, bytes(content))
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as beside:
+            return self.fs.pipe_file(path, bytes(content))
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as beside:
             beside.write_bytes(content)
 
-    def write_table(self, stem: str, job: str, table: pa.Table, rows: int) -> str:
-        """Write a table in row groups of so many rows; returns the name of its file."""
+    def write_table(self, name: str, job_id: str, table: pa.Table, group_rows: int) -> str:
+        """Write a table in row groups of `group_rows` rows; return the name of its file."""
         stream = pa.BufferOutputStream()
-        encoding = {name: ENCODING[name] for name in table.column_names if name in ENCODING}
+        encoding = {column: ENCODING[column] for column in table.column_names if column in ENCODING}
         settings = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
-        settings["write_statistics"] = [name for name in ("id", "hash") if name in encoding]  # which are searched for
+        settings["write_statistics"] = [column for column in ("id", "hash") if column in encoding]  # searched for
         table = table.combine_chunks()  # the same rows give the same bytes, in however many blocks they came
-        pq.write_table(table, stream, row_group_size=rows, column_encoding=encoding, **settings)
+        pq.write_table(table, stream, row_group_size=group_rows, column_encoding=encoding, **settings)
         content = stream.getvalue()
-        name = f"{stem}-{job}-{blake2b(content, digest_size=8).hexdigest()}.parquet"
-        self.write(name, content)
-        return name
+        file = f"{name}-{job_id}-{blake2b(content, digest_size=8).hexdigest()}.parquet"
+        self.write(file, content)
+        return file
 
-    def finished(self, job: str) -> dict[str, str]:
-        """The files of a job, by what they hold."""
-        found = map(OWN.fullmatch, sorted(self._names()))
-        return {match["stem"]: match[0] for match in found if match and match["job"] == job}
+    def finished(self, job_id: str) -> dict[str, str]:
+        """Return the files of a job by their names."""
+        matches = map(FILE_NAME.fullmatch, sorted(self._files()))
+        return {match["name"]: match[0] for match in matches if match and match["job_id"] == job_id}
 
-    def _names(self) -> Iterable[str]:
+    def _files(self) -> Iterable[str]:
         self.fs.invalidate_cache()
-        return (file.removeprefix(f"{self.path}/") for file in self.fs.find(self.path))
+        return (path.removeprefix(f"{self.path}/") for path in self.fs.find(self.path))
 
-    def open(self, name: str) -> pq.ParquetFile:
-        """One of the files, of which nothing is read yet but where its parts lie."""
-        file = f"{self.path}/{name}"
+    def open(self, file: str) -> pq.ParquetFile:
+        """Open a file without reading more than where its parts are."""
+        path = f"{self.path}/{file}"
         try:
-            return pq.ParquetFile(file if self.local else self.fs.open(file), page_checksum_verification=True)
+            return pq.ParquetFile(path if self.local else self.fs.open(path), page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(self.damaged(name)) from error
+            raise ValueError(self.damaged(file)) from error
 
-    def select(self, file: pq.ParquetFile, key: str, values: np.ndarray, column: str, dense: int | None) -> pa.Table:
-        """The key by which a file is sorted, and a column, of the rows whose key is one of these values (v,), in order.
-
-        Only the row groups that can hold them are read. dense: the first key, where each is one more than the last.
-        """
-        if dense is None:
-            place = file.schema_arrow.get_field_index(key)
-            groups = range(file.num_row_groups if file.metadata.num_rows else 0)
-            parts = (file.metadata.row_group(i).column(place).statistics for i in groups)
-            first, last = np.array([(part.min, part.max) for part in parts], values.dtype).reshape(-1, 2).T
-            groups = np.flatnonzero(np.searchsorted(values, last, "right") > np.searchsorted(values, first))
-        else:
-            groups = np.unique((values - dense) // file.metadata.row_group(0).num_rows)
-        table = file.read_row_groups(groups.tolist(), [key, column], use_threads=False)
-        keys = table[key].to_numpy()
-        first, last = (np.searchsorted(keys, values.astype(keys.dtype), side) for side in ("left", "right"))
-        sizes = last - first
-        return table.take(np.arange(sizes.sum()) + np.repeat(first - sizes.cumsum() + sizes, sizes))
-
-    def read(self, name: str) -> pa.Table:
-        """All of a file, whose bytes are those that were written."""
+    def read(self, file: str) -> pa.Table:
+        """Read a whole file, and check that its bytes are those that were written."""
         try:
-            content = self.fs.cat_file(f"{self.path}/{name}")
+            content = self.fs.cat_file(f"{self.path}/{file}")
         except OSError:
             content = b""
-        if blake2b(content, digest_size=8).hexdigest() != OWN.fullmatch(name)["digest"]:
-            raise ValueError(self.damaged(name))
+        if blake2b(content, digest_size=8).hexdigest() != FILE_NAME.fullmatch(file)["digest"]:
+            raise ValueError(self.damaged(file))
         return pq.read_table(pa.BufferReader(content), use_threads=False)
 
-    def damaged(self, name: str) -> str:
+    def damaged(self, file: str) -> str:
+        """Return the sentence that says what to do about a damaged file."""
         return (
-            f"'{self.path}/{name}' is missing, cut short or changed: delete it, if it is there, and repeat the step "
+            f"'{self.path}/{file}' is missing, cut short or changed: delete it, if it is there, and repeat the step "
             "that wrote it, which makes what is missing."
         )
 
     def publish(self, manifest: dict) -> None:
-        """Make the files that a manifest names the content; all others of ours go."""
+        """Make the files in a manifest the current ones, and remove all others that a job wrote."""
         self.write(MANIFEST, (json.dumps({"format": FORMAT} | manifest, indent=1) + "\n").encode())
-        named = {entry["name"] for entry in manifest["files"]}
-        for name in set(self._names()) - named:
-            if OWN.fullmatch(LEFT.sub("", name)):
-                self.fs.rm_file(f"{self.path}/{name}")
+        current = {entry["name"] for entry in manifest["files"]}
+        for file in set(self._files()) - current:
+            if FILE_NAME.fullmatch(UNFINISHED.sub("", file)):
+                self.fs.rm_file(f"{self.path}/{file}")
 
     def manifest(self) -> dict:
-        """What was published; a ValueError where nothing was, or by another version."""
+        """Read what was published.
+
+        Raises:
+            ValueError: there is nothing, or another version wrote it.
+        """
         try:
             manifest = json.loads(self.fs.cat_file(f"{self.path}/{MANIFEST}"))
             if manifest["format"] != FORMAT:
@@ -151,47 +142,69 @@ class Shards:
                 f"There are no finished shards in '{self.path}': {first_line(error) or 'no ' + MANIFEST}."
             ) from error
 
-    def describe(self, job: str, stems: list[str]) -> list[dict]:
-        """The files of a finished job for a manifest: name, bytes and rows of each, and what was noted in it."""
-        finished = self.finished(job)
-        if lost := [stem for stem in stems if stem not in finished]:
+    def describe(self, job_id: str, names: list[str]) -> list[dict]:
+        """Return, for a manifest, the files of a finished job in this order: name, bytes, rows, and their metadata."""
+        finished = self.finished(job_id)
+        if lost := [name for name in names if name not in finished]:
             raise ValueError(
                 f"{lost[0]} is gone from '{self.path}': is another job at work there? Start this one again."
             )
 
-        def read(name: str) -> dict:
-            footer = self.open(name).metadata
-            notes = json.loads((footer.metadata or {}).get(b"imgsim", b"{}"))
-            return {"name": name, "bytes": self.fs.size(f"{self.path}/{name}"), "rows": footer.num_rows} | notes
+        def read(file: str) -> dict:
+            footer = self.open(file).metadata
+            metadata = json.loads((footer.metadata or {}).get(b"imgsim", b"{}"))
+            return {"name": file, "bytes": self.fs.size(f"{self.path}/{file}"), "rows": footer.num_rows} | metadata
 
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(read, (finished[stem] for stem in stems)))
+            return list(pool.map(read, (finished[name] for name in names)))
 
 
-def note(table: pa.Table, **notes) -> pa.Table:
-    """A table with something to remember about it in its file."""
-    return table.replace_schema_metadata({"imgsim": json.dumps(notes)})
+class SortedFile:
+    """A file opened to look up rows by the column (key) that it is sorted by."""
+
+    def __init__(self, file: pq.ParquetFile, key: str):
+        self.file, self.key = file, key
+        column = file.schema_arrow.get_field_index(key)
+        groups = [file.metadata.row_group(i).column(column) for i in range(file.num_row_groups)]
+        bounds = [(group.statistics.min, group.statistics.max) for group in groups if group.num_values]
+        self.first, self.last = np.array(bounds, file.schema_arrow.field(key).type.to_pandas_dtype()).reshape(-1, 2).T
+
+    def select(self, values: np.ndarray, column: str) -> pa.Table:
+        """Read the row groups that can hold these values (v,), ascending, of the key; return the rows that have one."""
+        values = values.astype(self.first.dtype)
+        begins, ends = np.searchsorted(values, self.first), np.searchsorted(values, self.last, "right")
+        groups = np.flatnonzero(begins < ends).tolist()
+        table = self.file.read_row_groups(groups, [self.key, column], use_threads=False)
+        return table.filter(np.isin(table[self.key].to_numpy(), values))
 
 
-def vectors(column: pa.ChunkedArray, dtype) -> np.ndarray:
-    """A column of lists or bytes, all of the same length, as rows (n, any) of the type that they are of."""
+def with_metadata(table: pa.Table, **metadata) -> pa.Table:
+    """Return a table with metadata for its file, which `describe` finds there."""
+    return table.replace_schema_metadata({"imgsim": json.dumps(metadata)})
+
+
+def id_range(table: pa.Table) -> dict[str, int]:
+    """Return the first and the last id of a table that is sorted by them; nothing of an empty one."""
+    return {"first": table["id"][0].as_py(), "last": table["id"][-1].as_py()} if len(table) else {}
+
+
+def as_array(column: pa.ChunkedArray, dtype) -> np.ndarray:
+    """Return a column of lists or bytes, all equally long, as an array (n, width) of the type that they hold."""
     of_bytes = pa.types.is_fixed_size_binary(column.type)
     width = column.type.byte_width // np.dtype(dtype).itemsize if of_bytes else column.type.list_size
-    rows = np.empty((len(column), width), dtype)
-    start = 0
+    chunks = [np.empty((0, width), dtype)]
     for chunk in column.chunks:
         flat = np.frombuffer(chunk.buffers()[1], dtype) if of_bytes else chunk.values.to_numpy()
-        rows[start : start + len(chunk)] = flat.reshape(-1, width)[chunk.offset : chunk.offset + len(chunk)]
-        start += len(chunk)
-    return rows
+        chunks.append(flat.reshape(-1, width)[chunk.offset : chunk.offset + len(chunk)])
+    return np.concatenate(chunks)
 
 
-def as_lists(points: np.ndarray) -> pa.Array:
-    """Rows (n, d) as a column of lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(points.ravel()), points.shape[1])
+def as_lists(array: np.ndarray) -> pa.Array:
+    """Return an array (n, width) as a column of lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
 
 
-def as_bytes(words: np.ndarray) -> pa.Array:
-    """Rows of numbers (n, w) as a column of bytes."""
-    width = words.shape[1] * words.itemsize
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(words), [None, pa.py_buffer(words.tobytes())])
+def as_bytes(array: np.ndarray) -> pa.Array:
+    """Return an array (n, width) as a column of bytes."""
+    size = array.shape[1] * array.itemsize
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(array), [None, pa.py_buffer(array.tobytes())])

@@ -35,7 +35,7 @@ def write_inputs(images: DatasetDict, encoder, settings: dict, folder: Path) -> 
     Args:
         images: as `load_images` returns them.
         encoder: an Encoder.
-        settings: of a run; dataset, checkpoint and batch_size are used.
+        settings: dataset, checkpoint and batch_size, as in a run.
         folder: where to write.
     """
     parts = candidates_and_queries(images)
@@ -73,8 +73,7 @@ class Inputs:
 
     Attributes:
         manifest: what `write_inputs` wrote about dataset and checkpoint.
-        images: (candidates, queries) with their thumbnails as `image`, and `labels`.
-        candidates, queries: embeddings (n, d) and (m, d).
+        images: (candidates, queries) with thumbnails; candidates, queries: their embeddings (n, d) and (m, d).
         labels, query_labels: (n,) and (m,), or None if there are no labels.
     """
 
@@ -87,14 +86,10 @@ class Inputs:
 
 
 def read_inputs(folder, seed: int = 0) -> Inputs:
-    """Read what `write_inputs` wrote.
-
-    Args:
-        folder: what `write_inputs` was given.
-        seed: holds queries out if there is only one split, as in a run.
+    """Read what `write_inputs` wrote; the seed holds queries out if there is only one split, as in a run.
 
     Raises:
-        ValueError: the folder holds no such inputs, or they are damaged.
+        ValueError: the folder holds no inputs, or they are damaged.
     """
     manifest, arrays = read_arrays(folder, MANIFEST_KEYS, ARRAYS)
     names, bounds = manifest["names"], pairwise([0, *arrays["ends"]])

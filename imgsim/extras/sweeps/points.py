@@ -19,14 +19,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_points(path) -> list[dict]:
-    """Read the points of a sweep file: the product of its settings' values, for each of its named points.
-
-    Args:
-        path: a YAML file. A setting has a value or a list of them; `points` may name groups of settings that replace
-            those outside.
+    """Read a sweep file: the product of its lists of values, once for each group of settings under `points`.
 
     Returns:
-        All settings of each point, and its name, which may be empty, as "point".
+        All settings of each point, with the name of its group, or "" if there are none, as "point".
 
     Raises:
         ValueError: a name or a value is wrong.
@@ -69,8 +65,8 @@ def prepare_jobs(points: list[dict], found: list[tuple[dict, dict]], folder: Pat
         folder: of the sweep.
 
     Returns:
-        For each point its name, settings, the digests of all that goes in, the folder of its inputs and its own. If
-        its checkpoint cannot be loaded, the point has failed and its digests are None.
+        Each point's name, settings, digests of all that goes in, and folders: of its inputs and its own. A checkpoint
+        that cannot be loaded fails its points: their digests are None.
     """
     images = {name: load_images(name) for name in dict.fromkeys(settings["dataset"] for settings, _ in found)}
 

@@ -127,15 +127,15 @@ def sweep(path, output=None, jobs: int | None = None) -> tuple[Path, pd.DataFram
     """Run those points of a sweep file that are not finished yet.
 
     Args:
-        path: the sweep file, see `read_points`.
-        output: the folder to write; by default outputs/ and the file's name.
+        path: of the sweep file, see `read_points`.
+        output: the sweep's folder; by default outputs/ and the file's name.
         jobs: points at a time; by default as many as cores and memory allow.
 
     Returns:
         The folder, and the table with a row per point.
 
     Raises:
-        ValueError, ConnectionError: something is wrong with a point; nothing has been embedded yet.
+        ValueError, ConnectionError: something is wrong with a point; no image has been embedded yet.
     """
     require((*NOTEBOOK_TOOLS, "psutil"), "notebooks")
     points = read_points(path)

@@ -16,9 +16,9 @@ import pytest
 pytest.importorskip("ray", reason="the extra scale is not installed")
 
 from imgsim import candidates_and_queries, load_encoder, load_images
-from imgsim.extras.scale.build import build
+from imgsim.extras.scale.build import build_index
 from imgsim.extras.scale.cluster import TOKEN, cluster
-from imgsim.extras.scale.embed import embed, store_embeddings
+from imgsim.extras.scale.embed import embed_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.extras.scale.shards import Shards
 from imgsim.index import BuildLSHTable
@@ -113,7 +113,7 @@ def embeddings_of(folder):
 def test_a_build_that_is_killed_is_not_seen_and_goes_on(tmp_path, assert_same):
     work, points = tmp_path / "work", cone(3000)
     store_embeddings(work, points, shard_rows=60)
-    build(work, **TABLES)
+    build_index(work, **TABLES)
     command = [sys.executable, "-m", "imgsim", "scale", "build", str(work), "--hash-size", "9", "--seed", "3"]
     before = files_of(work / "index")
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
@@ -122,7 +122,7 @@ def test_a_build_that_is_killed_is_not_seen_and_goes_on(tmp_path, assert_same):
         process.send_signal(signal.SIGKILL)
     assert len(new) < 50
     assert_same(work, BuildLSHTable(**TABLES).build_from_embeddings(points), points[:3])  # the older version stands
-    build(work, 9, 10, seed=3)
+    build_index(work, 9, 10, seed=3)
     assert_same(work, BuildLSHTable(hash_size=9, num_tables=10, seed=3).build_from_embeddings(points), points[:3])
     after = files_of(work / "index")
     assert all(after[path] == at for path, at in new.items()) and not set(before) & set(after)
@@ -144,7 +144,7 @@ def built(request, tmp_path_factory):
     folder, points, ids = tmp_path_factory.mktemp("built"), cone(count), np.arange(count) * 3 + 5
     ids[count // 2 :] += np.arange(count - count // 2) % 2
     store_embeddings(folder, points, ids, shard_rows=64)
-    build(folder, hash_size, num_tables, seed=4)
+    build_index(folder, hash_size, num_tables, seed=4)
     return folder, points, ids, {"hash_size": hash_size, "num_tables": num_tables, "seed": 4}
 
 
@@ -156,7 +156,7 @@ def test_an_export_is_the_index_of_one_process(built, tmp_path, assert_same):
     for mapped in (True, False):
         loaded = BuildLSHTable.load(exported, mapped=mapped)
         assert_same(folder, loaded, points[:20].astype(np.float32))
-        now, memory = (one._built().snapshot for one in (loaded, index))
+        now, memory = (one.snapshot for one in (loaded, index))
         for name in ("ids", "labels", "vectors"):
             np.testing.assert_array_equal(getattr(now, name), getattr(memory, name))
         again = Snapshot.build(memory.projection, now.vectors, now.ids, now.labels, now.signatures)
@@ -175,11 +175,11 @@ def test_images_are_embedded_as_in_one_process_and_missing_shards_again(
         (photos / path.name).write_bytes(path.read_bytes())
     (photos / "blue.5.png").write_bytes(b"no image")
     settings = {"concurrency": 1, "shard_rows": 7, "batch_size": 5}
-    embed(photos, work, str(checkpoint), **settings)  # opened and embedded by the same actor
+    embed_images(photos, work, str(checkpoint), **settings)  # opened and embedded by the same actor
     before = files_of(work)
     for lost in sorted(before)[1:3]:
         lost.unlink()
-    manifest = embed(photos, work, str(checkpoint), **settings, num_gpus=1)  # opened by tasks beside it
+    manifest = embed_images(photos, work, str(checkpoint), **settings, num_gpus=1)  # opened by tasks beside it
     kept = sorted(before)[:1] + sorted(before)[3:]
     assert all(files_of(work)[path] == before[path] for path in kept)
     ids, points, sources = embeddings_of(work)
@@ -191,7 +191,7 @@ def test_images_are_embedded_as_in_one_process_and_missing_shards_again(
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(points, expected, atol=2e-3)
     assert points.dtype == np.float16
-    build(work, **TABLES)
+    build_index(work, **TABLES)
     assert_same(work, BuildLSHTable(**TABLES).build_from_embeddings(points, ids=ids), expected[:3])
     assert ShardedIndex(work).sources(ids[[4, 2, 4]]) == [sources[i] for i in (4, 2, 4)]
 
@@ -207,11 +207,11 @@ def test_real_embeddings_have_the_same_tables_and_answers(tmp_path, real, assert
     points, asked = encoder.embed(candidates).astype(np.float16), encoder.embed(queries)[:100]
     assert len(points) == 1034 and len(asked) == 100
     store_embeddings(tmp_path, points)
-    build(tmp_path, **TABLES, seed=1)
+    build_index(tmp_path, **TABLES, seed=1)
     index = BuildLSHTable(**TABLES, seed=1).build_from_embeddings(points)
     assert_same(tmp_path, index, asked)
     other = BuildLSHTable(**TABLES, seed=2).build_from_embeddings(points[:200])
-    build(tmp_path, projection=other.projection)
+    build_index(tmp_path, projection=other.projection)
     with pytest.warns(UserWarning, match="mean has moved"):
         other.add(points[200:])
     assert_same(tmp_path, other, asked)
@@ -220,13 +220,13 @@ def test_real_embeddings_have_the_same_tables_and_answers(tmp_path, real, assert
 def test_a_rerun_does_nothing_and_new_settings_replace(tmp_path, assert_same):
     work, points = tmp_path / "work", cone(300)
     store_embeddings(work, points, shard_rows=100)
-    build(work, **TABLES)
+    build_index(work, **TABLES)
     before = files_of(work)
-    build(work, **TABLES)
+    build_index(work, **TABLES)
     assert files_of(work) == before
     (work / "mine.parquet").write_bytes(b"mine")
     (work / "index" / ".123-projection-00000000-0000000000000000.parquet").write_bytes(b"half written")
-    build(work, 5, 3, seed=2)
+    build_index(work, 5, 3, seed=2)
     assert_same(work, BuildLSHTable(hash_size=5, num_tables=3, seed=2).build_from_embeddings(points), points[:5])
     assert not set(files_of(work / "index")) & set(before)
     assert not list((work / "index").glob(".*")) and (work / "mine.parquet").exists()
@@ -243,7 +243,9 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path, image_folder, checkpoin
         for path in image_folder.rglob("*.png"):
             (photos / f"{number:02}-{path.name}").write_bytes(path.read_bytes())
     job = threading.Thread(
-        target=embed, args=(photos, tmp_path / "work", str(checkpoint)), kwargs={"concurrency": 2, "shard_rows": 16}
+        target=embed_images,
+        args=(photos, tmp_path / "work", str(checkpoint)),
+        kwargs={"concurrency": 2, "shard_rows": 16},
     )
     job.start()
     killed = wait_for(lambda: [one for one in psutil.Process().children(recursive=True) if "Embed" in name_of(one)])
@@ -282,12 +284,12 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_what_was_done_is_kept(smal
     filler = small_disk / "filler"
     filler.write_bytes(b"0" * (1_700_000 - sum(path.stat().st_size for path in small_disk.rglob("*.parquet"))))
     with pytest.raises(OSError, match="No space left"):
-        build(small_disk, 8, 40)
+        build_index(small_disk, 8, 40)
     kept = files_of(small_disk / "index")
     assert kept and not (small_disk / "index" / "manifest.json").exists()
     assert not list((small_disk / "index").rglob(".*"))
     filler.unlink()
-    build(small_disk, 8, 40)
+    build_index(small_disk, 8, 40)
     assert all(files_of(small_disk / "index")[path] == at for path, at in kept.items())
     assert_same(small_disk, BuildLSHTable(hash_size=8, num_tables=40).build_from_embeddings(cone(2000)), cone(3))
 
@@ -300,13 +302,13 @@ def test_a_damaged_shard_is_named(tmp_path):
     content[200] ^= 1
     broken.write_bytes(content)
     with pytest.raises(ValueError, match=broken.name) as caught:
-        build(work, **TABLES)
+        build_index(work, **TABLES)
     assert "delete it" in str(caught.value) and not (work / "index" / "manifest.json").exists()
     broken.unlink()
     with pytest.raises(ValueError, match=broken.name):
-        build(work, **TABLES)
+        build_index(work, **TABLES)
     store_embeddings(work, points, shard_rows=50)
-    build(work, **TABLES)
+    build_index(work, **TABLES)
     index = ShardedIndex(work)
     for damaged in list((work / "index").rglob("table=*/*.parquet")):
         content = bytearray(damaged.read_bytes())
@@ -324,16 +326,16 @@ def test_broken_input_is_left_out_and_listed_within_bounds(tmp_path, images, che
     for number in range(3):
         images["train"].shard(3, number).to_parquet(photos / f"{number}.parquet")
     (photos / "1.parquet").write_bytes((photos / "1.parquet").read_bytes()[:-50])
-    manifest = embed(photos, tmp_path / "work", str(checkpoint), concurrency=1)
+    manifest = embed_images(photos, tmp_path / "work", str(checkpoint), concurrency=1)
     assert manifest["count"] == 16 and [entry["source"] for entry in manifest["skipped"]] == ["1.parquet"]
     assert embeddings_of(tmp_path / "work")[2][8] == "2.parquet#0"
     with pytest.raises(ValueError, match=r"more than 0 images .* such as 1.parquet"):
-        embed(photos, tmp_path / "work", str(checkpoint), concurrency=1, max_bad=0)
+        embed_images(photos, tmp_path / "work", str(checkpoint), concurrency=1, max_bad=0)
     bad.mkdir()
     for name in ("a", "b", "c"):
         (bad / f"{name}.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"more than 2 images .* such as .\.jpg"):
-        embed(bad, tmp_path / "none", str(checkpoint), concurrency=1, max_bad=2)
+        embed_images(bad, tmp_path / "none", str(checkpoint), concurrency=1, max_bad=2)
     with pytest.raises(ValueError, match=r"no readable image.*a\.jpg"):
-        embed(bad, tmp_path / "none", str(checkpoint), concurrency=1)
+        embed_images(bad, tmp_path / "none", str(checkpoint), concurrency=1)
     assert not (tmp_path / "none" / "embeddings" / "manifest.json").exists()

@@ -1,6 +1,7 @@
 """Parquet shards and where images come from, without Ray: here, and on a file system that is not this machine's."""
 
 import os
+from unittest import mock
 
 import fsspec
 import numpy as np
@@ -10,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsim.extras.cli import main
-from imgsim.extras.scale.embed import store_embeddings
+from imgsim.extras.scale import sources
+from imgsim.extras.scale.embed import open_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
-from imgsim.extras.scale.shards import Shards, as_bytes, as_lists, note, short_digest, vectors
-from imgsim.extras.scale.sources import find, read
-from imgsim.extras.scale.tasks import decode
+from imgsim.extras.scale.shards import Shards, SortedFile, as_array, as_bytes, as_lists, short_digest, with_metadata
+from imgsim.extras.scale.sources import list_images, read_images
+from imgsim.images import candidates_and_queries
 
 JOB = short_digest("a job")
 
@@ -43,8 +45,8 @@ def names(shards):
 def test_a_shard_is_finished_when_it_is_there_and_content_when_the_manifest_says_so(shards, refused):
     with refused(shards.path):
         shards.manifest()
-    first = shards.write_table("part-00000", JOB, note(table(), first=0), 4)
-    assert shards.write_table("part-00000", JOB, note(table(), first=0), 4) == first  # twice does no harm
+    first = shards.write_table("part-00000", JOB, with_metadata(table(), first=0), 4)
+    assert shards.write_table("part-00000", JOB, with_metadata(table(), first=0), 4) == first  # twice does no harm
     shards.write_table("part-00001", short_digest("another"), table(), 4)
     assert shards.finished(JOB) == {"part-00000": first}
     with refused("part-00001"):
@@ -56,7 +58,7 @@ def test_a_shard_is_finished_when_it_is_there_and_content_when_the_manifest_says
     shards.publish({"files": [entry], "count": 10})
     assert names(shards) == ["manifest.json", "notes.txt", first]
     assert shards.manifest()["count"] == 10
-    assert shards.read(first).equals(note(table(), first=0))
+    assert shards.read(first).equals(with_metadata(table(), first=0))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 0, "files": []}', '{"format": 1}'])
@@ -85,19 +87,22 @@ def test_select_finds_all_rows_and_reads_no_group_without_need(keys, values, gro
     shards = Shards(fsspec.filesystem("memory"), "/bucket/select")
     rows = pa.table({"hash": keys.astype(np.uint16), "id": np.arange(len(keys))})
     file = shards.open(shards.write_table("part-00000", JOB, rows, group))
-    found = shards.select(file, "hash", values.astype(np.uint64), "id", None)
+    found = SortedFile(file, "hash").select(values.astype(np.uint64), "id")
     assert found["id"].to_pylist() == np.flatnonzero(np.isin(keys, values)).tolist()
-    found = shards.select(file, "id", values[values < len(keys)], "hash", 0)
+    found = SortedFile(file, "id").select(values, "hash")
     np.testing.assert_array_equal(found["hash"].to_numpy(), keys[values[values < len(keys)]])
+    with mock.patch.object(file, "read_row_groups", wraps=file.read_row_groups) as reads:
+        SortedFile(file, "id").select(values, "hash")
+    assert reads.call_args.args[0] == np.unique(values[values < len(keys)] // group).tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_vectors_come_back_from_lists_and_bytes(dtype):
+def test_arrays_come_back_from_lists_and_bytes(dtype):
     rows = np.random.default_rng(0).standard_normal((9, 5)).astype(dtype)
     for column in (as_lists(rows), as_bytes(rows)):
         pieces = pa.chunked_array([column.slice(0, 4), column.slice(4, 0), column.slice(4)])
-        np.testing.assert_array_equal(vectors(pieces, dtype), rows)
-        assert vectors(pa.chunked_array([column.slice(0, 0)]), dtype).shape == (0, 5)
+        np.testing.assert_array_equal(as_array(pieces, dtype), rows)
+        assert as_array(pa.chunked_array([column.slice(0, 0)]), dtype).shape == (0, 5)
 
 
 def test_embeddings_from_elsewhere_are_checked(tmp_path, refused):
@@ -137,26 +142,33 @@ def photos(tmp_path, draw):
     return tmp_path / "photos"
 
 
-def test_images_of_a_tree_are_found_in_order_and_read_in_pieces(photos, far):
-    images = find(photos)
+def test_images_of_a_tree_are_found_in_order_and_read_in_pieces(photos, far, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE", 3)
+    images = list_images(photos)
     assert images.files == ["a.jpg", "a/0.webp", "b/1.PNG", "b/2.png", "z.jpg"] and len(images) == 5
     (photos / "z.jpg").unlink()
     fsspec.filesystem("memory").put(str(photos), "/bucket/folder", recursive=True)
     for address in (photos, f"file://{photos}", far):
-        images = find(address)
-        pieces = list(images.pieces(0, 7, 3))
+        images = list_images(address)
+        pieces = list(images.pieces(0, 7))
         assert [(piece["id"], piece["count"]) for piece in pieces] == [(0, 3), (3, 1)]
-        named = [one for piece in pieces for one in read(images.place, images.column, piece)]
+        named = [one for piece in pieces for one in read_images(images.folder, images.column, piece)]
         assert [name for name, _ in named] == images.files
         batch = pa.Table.from_pylist(pieces[:1])
         seen = list(
-            decode(batch, images.place, None, lambda images, **_: {"pixel_values": np.ones((len(images), 1))}, 2)
+            open_images(batch, images.folder, None, lambda images, **_: {"pixel_values": np.ones((len(images), 1))}, 2)
         )
         assert [part["id"].tolist() for part in seen] == [[0, 1], [2]] and not any(seen[0]["reason"] != "")
-    assert find(photos / "a.jpg").files == ["a.jpg"]
-    before = find(photos).version
+    assert list_images(photos / "a.jpg").files == ["a.jpg"]
+    before = list_images(photos).version
     os.utime(photos / "a.jpg", (1, 1))
-    assert find(photos).version != before
+    assert list_images(photos).version != before
+
+
+def test_the_built_in_images_are_the_candidates_in_their_order(image_folder, images, monkeypatch):
+    monkeypatch.setattr("imgsim.sources.builtin.builtin_folder", lambda: image_folder)
+    found, (candidates, _) = list_images("builtin"), candidates_and_queries(images)
+    assert [f"{found.folder.path}/{file}" for file in found.files] == candidates["image_file_path"][:]
 
 
 def test_images_in_parquet_keep_their_place_across_files_and_row_groups(tmp_path, images, far, refused):
@@ -166,12 +178,12 @@ def test_images_in_parquet_keep_their_place_across_files_and_row_groups(tmp_path
         )
     fsspec.filesystem("memory").put(str(tmp_path / "data"), "/bucket/folder", recursive=True)
     for address in (tmp_path / "data", far):
-        found = find(address)
-        assert len(found) == 24 and found.column == "image" and found.parts == [[3, 3, 2]] * 3
+        found = list_images(address)
+        assert len(found) == 24 and found.column == "image" and found.row_groups == [[3, 3, 2]] * 3
         for first, last in ((0, 24), (2, 9), (7, 8), (15, 99)):
-            pieces = list(found.pieces(first, last, 64))
+            pieces = list(found.pieces(first, last))
             ids = [i for piece in pieces for i in range(piece["id"], piece["id"] + piece["count"])]
-            named = [one for piece in pieces for one in read(found.place, found.column, piece)]
+            named = [one for piece in pieces for one in read_images(found.folder, found.column, piece)]
             assert ids == list(range(first, min(last, 24)))
             assert [name for name, _ in named] == [f"{i // 8}.parquet#{i % 8}" for i in ids]
             paths = images["train"].select(ids)["image_file_path"]
@@ -179,17 +191,17 @@ def test_images_in_parquet_keep_their_place_across_files_and_row_groups(tmp_path
                 source["path"] for _, source in named
             ] == paths
     with refused("labels"):
-        find(tmp_path / "data", "no such column")
+        list_images(tmp_path / "data", "no such column")
     (tmp_path / "data" / "9.parquet").write_bytes(b"no Parquet")
-    assert find(tmp_path / "data").skipped[0]["source"] == "9.parquet"
+    assert list_images(tmp_path / "data").skipped[0]["source"] == "9.parquet"
     with refused("9.parquet"):
-        find(tmp_path / "data" / "9.parquet")
+        list_images(tmp_path / "data" / "9.parquet")
 
 
 @pytest.mark.parametrize("address", ["/no/such/folder", "memory://nothing", "nosuch://bucket/folder"])
 def test_an_address_without_images_is_refused(address, refused):
     with refused(address.rpartition("/")[0]):
-        find(address)
+        list_images(address)
 
 
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch, capsys, tmp_path):
