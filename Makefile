@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.installed
-EXTRAS = $(VENV)/.installed-extras
+READY_TO_TEST = $(VENV)/.installed-test
 TORCH = 2.13.0
 OPTIONS = $(if $(DATASET),--dataset "$(DATASET)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
 	$(if $(HASH_SIZE),--hash-size "$(HASH_SIZE)") $(if $(NUM_TABLES),--num-tables "$(NUM_TABLES)") \
 	$(if $(PARAMS),--params "$(PARAMS)") $(if $(OUTPUT),--output "$(OUTPUT)")
-FREEZE = build/pins/bin/pip freeze --exclude imgsim | sed 's/+[a-z0-9.]*$$//'
+CACHE = $${IMGSIM_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/imgsim}
+HEX = [0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]
 
-.PHONY: run sweep test lab notebooks address pins clean
+.PHONY: run sweep check test lab notebooks address pins clean
 
 run: $(READY) ## notebooks 01 to 04, on the built-in images or on DATASET= CHECKPOINT= HASH_SIZE= NUM_TABLES= OUTPUT=
 	$(BIN)/python -m imgsim run $(OPTIONS)
@@ -18,7 +19,13 @@ run: $(READY) ## notebooks 01 to 04, on the built-in images or on DATASET= CHECK
 sweep: $(READY) ## checkpoints and hash settings side by side: FILE=params/sweep.yaml, OUTPUT=
 	$(BIN)/python -m imgsim sweep $(or $(FILE),params/sweep.yaml) $(if $(OUTPUT),--output "$(OUTPUT)")
 
-test: $(EXTRAS) ## everything that is promised, on two cores, without a network
+check: $(READY_TO_TEST) ## lint, types and the tests of the core, in under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not notebook and not extra" tests
+
+test: $(READY_TO_TEST) ## everything that is promised, on two cores, without a network
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with tests/notebooks/nbval.cfg tests notebooks/0[1-9]*.ipynb
@@ -32,26 +39,31 @@ notebooks: $(READY) ## execute the notebooks in place, to store new outputs
 address: $(READY) ## after a change of the repository's address in pyproject.toml: write it into the notebooks
 	$(BIN)/python scripts/refresh.py --address
 
-pins: ## compile requirements.txt and requirements-extras.txt from pyproject.toml
+pins: ## compile requirements.txt and requirements-test.txt from pyproject.toml
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
-	build/pins/bin/pip install -q torch==$(TORCH) ".[notebooks,test]"
-	(echo "# Exact pins, compiled from pyproject.toml by make pins."; $(FREEZE)) > build/pins/base.txt
-	build/pins/bin/pip install -q ".[browser,demo,duplicates,onnx,scale]"
-	(echo "# Exact pins of what the extras need beyond requirements.txt, compiled by make pins; make test installs them."; \
-	 $(FREEZE) | grep -v '^pillow==' | grep -vxFf build/pins/base.txt) > build/pins/extras.txt
-	mv build/pins/base.txt requirements.txt && mv build/pins/extras.txt requirements-extras.txt
+	build/pins/bin/pip install -q torch==$(TORCH) -e ".[notebooks]"
+	build/pins/bin/pip freeze --exclude-editable | cut -d= -f1 > build/pins/run-names.txt
+	build/pins/bin/pip install -q -e ".[demo,duplicates,onnx,scale,test]"
+	build/pins/bin/pip check
+	build/pins/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > build/pins/all.txt
+	(echo "# Exact pins of what make run needs, compiled from pyproject.toml by make pins."; \
+	 awk -F== 'NR == FNR {run[$$1]; next} $$1 in run' build/pins/run-names.txt build/pins/all.txt) > build/pins/run.txt
+	(echo "# Exact pins of what make test needs too: all extras and the tests' own tools; compiled by make pins."; \
+	 echo "-r requirements.txt"; grep -vxFf build/pins/run.txt build/pins/all.txt) > build/pins/test.txt
+	mv build/pins/run.txt requirements.txt && mv build/pins/test.txt requirements-test.txt
 
-clean: ## remove the environment; images and embeddings in the cache too
-	rm -rf $(VENV) build "$${IMGSIM_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/imgsim}"
+clean: ## remove the environment, and from the cache what imgsim has put there
+	rm -rf $(VENV) build
+	cd "$(CACHE)" 2>/dev/null && rm -rf leaves-$(HEX) builtin-shards \
+		embeddings/$(HEX)$(HEX)$(HEX)$(HEX).npz checked/$(HEX)$(HEX)$(HEX)$(HEX).json || true
+	rmdir "$(CACHE)/embeddings" "$(CACHE)/checked" "$(CACHE)" 2>/dev/null || true
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'imgsim needs Python 3.11 or newer: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
-# Without dependencies: Gradio asks for an older pillow, which draws other leaves, and works with ours.
-$(EXTRAS): $(READY) requirements-extras.txt
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-extras.txt
+$(READY_TO_TEST): $(READY) requirements-test.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-test.txt
 	touch $@

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, Image
 
 from imgsim.images import fingerprint
-from imgsim.models.batches import cached_embeddings, embed_batches, embed_stream
+from imgsim.models.batches import cached_embeddings, embed_batches
 from imgsim.models.loading import (
     BUILTIN,
     LOADING_ERRORS,
@@ -23,7 +23,7 @@ from imgsim.models.loading import (
     pick_dtype,
     read_processor,
 )
-from imgsim.models.onnx import OnnxModel, onnx_processor, read_settings
+from imgsim.models.onnx import OnnxModel
 from imgsim.models.pooling import Pooled
 from imgsim.sources.decode import open_image
 from imgsim.sources.errors import first_line
@@ -115,10 +115,6 @@ class Encoder:
         embeddings, self.images_per_second = made
         return embeddings
 
-    def embed_stream(self, stream: IterableDataset, batch_size: int) -> tuple[np.ndarray, list, np.ndarray]:
-        """Embed a stream, see `batches.embed_stream`: embeddings (n, d), labels (n,), positions (n,)."""
-        return embed_stream(self, stream, batch_size)
-
     def _embed(self, sources: Sequence, batch_size: int) -> tuple[np.ndarray, float]:
         start, size = time.perf_counter(), self.micro_batch(batch_size)
         embeddings = embed_batches(sources, size, self.prepare, self.forward, self.device.type == "cpu")
@@ -152,11 +148,11 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
     if is_onnx(name):
         if prefix:
             raise ValueError(f"{name!r} has no untrained self: take that of the checkpoint it was made of.")
-        settings, on = read_settings(name, processor), torch.device(device or "cpu")
+        onnx, on = OnnxModel(name, processor), torch.device(device or "cpu")
         precision = pick_dtype(dtype, on, name)
         if on.type != "cpu":
             raise ValueError(f"An ONNX file runs on the CPU, not on {on.type}; take the checkpoint it was made of.")
-        return Encoder(OnnxModel(settings), processor or onnx_processor(settings), on, precision, pooling, origin)
+        return Encoder(onnx, onnx.processor, on, precision, pooling, origin)
     folder = BUILTIN if name == "builtin" else locate(name, "checkpoint")
     try:
         model = load_model(folder, bool(prefix), pooling)

@@ -1,6 +1,6 @@
-"""Every picture of the tutorial. Nothing is computed here: arrays and images in, a figure out.
+"""The pictures of notebooks 01 to 04: arrays and images in, a figure out.
 
-Plots are drawn on given axes or on a new figure's, and return them: titles and labels are matplotlib's `axis.set`.
+The plots draw on the axes given, or on a new figure's, and return them; `axis.set` adds titles and labels.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ STYLE: dict[Any, Any] = {
 
 
 def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.3) -> tuple[Figure, np.ndarray]:
-    """A figure in the tutorial's style: the figure, and its axes in one flat array."""
+    """Make a figure in the tutorial's style; return it and its axes in one flat array (rows * columns,)."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     return figure, axes.ravel()
 
 
 def one_axis() -> Axes:
-    """The axes of a new figure that holds one plot."""
+    """Return the axes of a new figure that holds one plot."""
     return panels(1, width=6)[1][0]
 
 
 def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
-    """Show images with a caption above each, in rows of `columns`."""
+    """Show images (anything that `open_image` takes) with coloured captions above, in rows of `columns`."""
     columns = min(columns, len(images))
     figure, axes = panels(columns, -(-len(images) // columns), 1.55, 1.9)
     for axis in axes:
@@ -57,7 +57,7 @@ def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
 
 
 def show(figure: Figure, output: str, name: str) -> None:
-    """Show a figure in a notebook; keep it as output/figures/name.png where an output folder is given."""
+    """Show a figure in a notebook, and write it to output/figures/name.png if there is an output folder."""
     if output:
         folder = Path(output) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def show(figure: Figure, output: str, name: str) -> None:
 
 
 def label_name(dataset, label: int) -> str:
-    """The name of a label where the data set has one, else its number; "" where there is none."""
+    """Return the name of a label if the dataset has names, else its number, or "" if there is no label."""
     if label is None or label < 0:
         return ""
     names = getattr(dataset.features.get("labels"), "names", None)
@@ -105,7 +105,7 @@ def plot_matches(dataset, query: int, ids, scores) -> Figure:
 
 
 def plot_lines(x, lines: dict, points: dict | None = None, axis: Axes | None = None) -> Axes:
-    """Draw named lines (len(x),) and, in the same colours, the named measured points (x, y) over them."""
+    """Plot named lines (len(x),) and, in the same colours, named measured points (x, y)."""
     axis = axis or one_axis()
     for name, y in lines.items():
         (line,) = axis.plot(x, y, label=name, linewidth=1.8)
@@ -117,7 +117,7 @@ def plot_lines(x, lines: dict, points: dict | None = None, axis: Axes | None = N
 
 
 def plot_histograms(groups: dict, bins, axis: Axes | None = None) -> Axes:
-    """Overlay histograms of named groups of numbers, each as a share of its own group."""
+    """Plot histograms of named groups of numbers over one another, each as a share of its group."""
     axis = axis or one_axis()
     for name, values in groups.items():
         axis.hist(values, bins=bins, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name)
@@ -127,7 +127,7 @@ def plot_histograms(groups: dict, bins, axis: Axes | None = None) -> Axes:
 
 
 def plot_bars(names, heights, axis: Axes | None = None) -> Axes:
-    """One bar a name, its height written above it."""
+    """Plot one bar per name with its height above it."""
     axis = axis or one_axis()
     bars = axis.bar(names, heights, color="#4c78a8", width=0.6)
     axis.bar_label(

@@ -152,31 +152,27 @@ class BuildLSHTable:
         return self.snapshot.vectors
 
     def build(self, ds: Dataset | IterableDataset) -> BuildLSHTable:
-        """Embed, hash and store the images of one split; ids are their positions in it.
+        """Embed, hash and store the images of one split; ids are their positions in it. Returns the index.
 
         Args:
             ds: a split with the columns image and, if there are classes, labels; of a stream (load_dataset(...,
                 streaming=True)) nothing is kept but the embeddings.
-
-        Returns:
-            The index.
         """
         if not isinstance(ds, (Dataset, IterableDataset)):
             raise ValueError(f"build takes one split, such as images['train'], not a {type(ds).__name__}.")
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use build_from_embeddings.")
         if isinstance(ds, IterableDataset):
-            embeddings, labels, ids = self.encoder.embed_stream(ds, self.batch_size)
+            from imgsim.models.batches import embed_stream  # torch
+
+            embeddings, labels, ids = embed_stream(self.encoder, ds, self.batch_size)
             return self.build_from_embeddings(embeddings, encode_labels(labels), ids)
         return self.build_from_embeddings(self.encoder.embed(ds, self.batch_size), labels_of(ds))
 
     def build_from_embeddings(self, embeddings, labels=None, ids=None) -> BuildLSHTable:
         """Hash and store embeddings (n, d) with labels (n,) and ids (n,), by default 0 to n - 1.
 
-        They replace what was in the index.
-
-        Returns:
-            The index.
+        They replace what was in the index. Returns the index.
         """
         embeddings = self._check_embeddings(embeddings)
         if not len(embeddings):

@@ -192,7 +192,7 @@ def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, dra
         checked.append(path.name)
         return why_unreadable(path)
 
-    monkeypatch.setattr("imgsim.sources.folder.defect", note)
+    monkeypatch.setattr("imgsim.sources.decode.why_unreadable", note)
     for expected in (["1.png", "2.png", "3.png", "4.png"], ["4.png"]):  # what was broken may have been mended
         checked.clear()
         assert len(load_images(folder)["train"]) == 3 and sorted(checked) == expected
@@ -203,11 +203,12 @@ def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, dra
     assert sorted(checked) == ["1.png", "4.png"]
 
 
-def test_what_was_found_whole_is_not_believed_from_a_damaged_note(put, cache, capsys):
+def test_what_was_found_whole_is_not_believed_from_a_damaged_note(put, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path / "cache"))
     folder = put("a/1.png", "b/2.png")
     load_images(folder)
-    newest = max((cache / "checked").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    newest.write_text("[1, 2]")
+    (note,) = (tmp_path / "cache" / "readable").iterdir()
+    note.write_text("[1, 2]")
     assert len(load_images(folder)["train"]) == 2
 
 
@@ -263,11 +264,11 @@ def test_the_built_in_leaves_are_drawn_once(monkeypatch, tmp_path):
 
     def draw_few(folder):
         drawn.append(folder)
-        return draw_folder(folder, sizes={"train": 3, "test": 3}, size=32)
+        return render_folder(folder, sizes={"train": 3, "test": 3}, size=32)
 
-    draw_folder = leaves.draw_folder
+    render_folder = leaves.render_folder
     monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path))
-    monkeypatch.setattr(leaves, "draw_folder", draw_few)
+    monkeypatch.setattr(leaves, "render_folder", draw_few)
     first, second = load_images(), load_images("builtin")
     assert len(drawn) == 1 and drawn[0].parent == tmp_path
     assert first["train"]["image_file_path"] == second["train"]["image_file_path"]

@@ -1,6 +1,7 @@
 """The inner loop of a search, compiled: buckets near the query, Hamming distances, exact cosines.
 
-Arrays a query works in are made once for a block of queries and handed down.
+The arrays that a query works in are made once per block of queries and handed down. Nothing here checks bounds:
+Snapshot does so before.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ from numba import njit, uint64
 
 @njit(inline="always")
 def popcount(word):
-    """How many bits of a 64-bit word are set (Warren, Hacker's Delight); compiles to one instruction."""
+    """Count the bits set in a 64-bit word (Warren, Hacker's Delight); compiles to one instruction."""
     word = word - ((word >> uint64(1)) & uint64(0x5555555555555555))
     word = (word & uint64(0x3333333333333333)) + ((word >> uint64(2)) & uint64(0x3333333333333333))
     word = (word + (word >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
@@ -18,19 +19,28 @@ def popcount(word):
 
 @njit
 def nearest_buckets(margins, squares, far, codes):
-    """The codes (b,) of the buckets of one table that lie nearest to a query, its own first.
+    """Find the buckets of one table that lie nearest to a query, its own first (Lv et al. 2007).
 
-    A bucket is as far as the squared margins (k,) of the bits that are flipped to reach it add up to (Lv et al. 2007).
-    Bits are taken from the smallest margin on: the list so far and the same list with the bit flipped are merged, as
-    far as there is room. far and codes (2, b) hold both; squares (k,) is for the margins.
+    The distance of a bucket is the sum of the squared margins of the bits that are flipped to reach it.
+
+    Args:
+        margins: (k,) of the query to the table's planes.
+        squares: (k,) float32 to work in.
+        far, codes: (2, b) to work in: distances and codes of the b nearest buckets so far, and of the next round.
+
+    Returns:
+        Codes (at most b,), nearest first.
     """
     room = far.shape[1]
+    # The query's own bucket: the sides of the planes that it lies on.
     code = uint64(0)
     for bit in range(len(margins)):
         squares[bit] = margins[bit] * margins[bit]
         if margins[bit] > 0:
             code |= uint64(1) << uint64(bit)
     far[0, 0], codes[0, 0] = 0, code
+    # Take the bits from the smallest margin on. Each doubles the list: as it is, and with the bit flipped. Both halves
+    # are in order, so that merging them keeps the nearest, as many as there is room for.
     old, count = 0, 1
     for _ in range(len(margins)):
         bit = np.argmin(squares)
@@ -52,11 +62,11 @@ def nearest_buckets(margins, squares, far, codes):
 
 
 @njit(cache=True)
-def nearest_codes(margins, lookups):
-    """The codes (m, L, lookups) of the buckets that lie nearest to queries, of margins (m, L, k), in each table."""
+def nearest_codes(margins, buckets_per_table):
+    """Find the codes (m, L, b) of the b buckets per table that lie nearest to queries of margins (m, L, k)."""
     squares = np.empty(margins.shape[2], np.float32)
-    far, flips = np.empty((2, lookups), np.float32), np.empty((2, lookups), np.uint64)
-    codes = np.empty((margins.shape[0], margins.shape[1], lookups), np.uint64)
+    far, flips = np.empty((2, buckets_per_table), np.float32), np.empty((2, buckets_per_table), np.uint64)
+    codes = np.empty((margins.shape[0], margins.shape[1], buckets_per_table), np.uint64)
     for i in range(margins.shape[0]):
         for t in range(margins.shape[1]):
             codes[i, t] = nearest_buckets(margins[i, t], squares, far, flips)
@@ -64,8 +74,8 @@ def nearest_codes(margins, lookups):
 
 
 @njit(inline="always")
-def find(codes, code):
-    """The first place in sorted codes (n,) whose code is not smaller."""
+def first_not_below(codes, code):
+    """Find the first place in sorted codes (n,) whose code is not smaller, by bisection."""
     low, high = 0, len(codes)
     while low < high:
         middle = (low + high) // 2
@@ -78,27 +88,42 @@ def find(codes, code):
 
 @njit
 def look_up(margins, tables, squares, far, flips, bounds, marked, candidates):
-    """Stage 1: write the rows in the buckets nearest to a query, each row once, to candidates; how many there are."""
+    """Stage 1: write the rows in the buckets nearest to a query to `candidates`, each row once.
+
+    Args:
+        margins: (L, k) of the query.
+        tables: codes, rows and starts, see Snapshot.
+        squares, far, flips: see `nearest_buckets`.
+        bounds: (L, b, 2) int32 to work in: where each bucket begins and ends among the rows of its table.
+        marked: (n,) uint8, all 0, to work in.
+        candidates: (n + 1,) int32.
+
+    Returns:
+        How many candidates there are.
+    """
     codes, rows, starts = tables
     count = len(marked)
-    for t in range(len(rows)):  # all bounds first: the processor waits for many at a time
+    # Find the bounds of all buckets first: the processor can then wait for many reads at a time.
+    for t in range(len(rows)):
         buckets = nearest_buckets(margins[t], squares, far, flips)
         for j, code in enumerate(buckets):
             if starts.shape[1]:
                 first, last = starts[t, code], starts[t, code + uint64(1)]
             else:
-                first = last = find(codes[t], code)
+                first = last = first_not_below(codes[t], code)
                 while last < count and uint64(codes[t, last]) == code:
                     last += 1
             bounds[t, j, 0], bounds[t, j, 1] = first, last
+    # Collect the rows. Every row is written, but the place is kept only if the row is new: no branch to mispredict.
     total = 0
     for t in range(len(rows)):
         for j in range(len(buckets)):
             for place in range(bounds[t, j, 0], bounds[t, j, 1]):
                 row = rows[t, place]
-                candidates[total] = row  # overwritten by the next one where it was there already
+                candidates[total] = row
                 total += 1 - marked[row]
                 marked[row] = 1
+    # Leave the marks clear for the next query.
     for j in range(total):
         marked[candidates[j]] = 0
     return total
@@ -106,7 +131,15 @@ def look_up(margins, tables, squares, far, flips, bounds, marked, candidates):
 
 @njit
 def rank(signature, signatures, rerank, distances, histogram, candidates):
-    """Stage 2: move the `rerank` candidates of the smallest Hamming distance to the front; how many these are."""
+    """Stage 2: move the `rerank` candidates of the smallest Hamming distance to the front, and count them.
+
+    Args:
+        signature: (words,) of the query; signatures: (n, words).
+        rerank: how many candidates to keep.
+        distances: (n,) int32 and histogram: (64 * words + 1,) int32 to work in.
+        candidates: rows (c,).
+    """
+    # Count how many candidates there are at each distance.
     histogram[:] = 0
     for j in range(len(candidates)):
         distance = uint64(0)
@@ -114,7 +147,7 @@ def rank(signature, signatures, rerank, distances, histogram, candidates):
             distance += popcount(signatures[candidates[j], word] ^ signature[word])
         distances[j] = distance
         histogram[distance] += 1
-    # All up to a distance are kept, and at that distance as many as there is room for.
+    # Find the distance up to which all fit; at that distance as many are kept as there is room for.
     limit, room = 0, rerank
     while limit < len(histogram) - 1 and histogram[limit] <= room:
         room -= histogram[limit]
@@ -129,15 +162,19 @@ def rank(signature, signatures, rerank, distances, histogram, candidates):
 
 
 @njit(fastmath={"reassoc", "contract"})
-def compare(query, points, candidates, cosines, best_rows, best_cosines):
-    """Stage 3: write the nearest candidates and their cosines, best first."""
+def compare(query, vectors, candidates, cosines, best_rows, best_cosines):
+    """Stage 3: write the nearest candidates (top_k,) and their cosines, best first.
+
+    fastmath lets the sum of products use vector instructions; infinities and NaN keep their meaning.
+    """
     for j in range(len(candidates)):
         cosine = np.float32(0)
         for x in range(len(query)):
-            cosine += points[candidates[j], x] * query[x]
+            cosine += vectors[candidates[j], x] * query[x]
         cosines[j] = cosine
     room, count = len(best_rows), len(candidates)
-    if room > 64:  # sorted as a whole: sorting in one after another would take long
+    # Many places are filled by sorting all, few by inserting one after another.
+    if room > 64:
         order = np.argsort(-cosines[:count], kind="mergesort")[:room]
         best_rows[: len(order)], best_cosines[: len(order)] = candidates[order], cosines[order]
         return
@@ -152,27 +189,30 @@ def compare(query, points, candidates, cosines, best_rows, best_cosines):
 
 
 @njit(nogil=True, cache=True)
-def search_block(query, candidate, lookups, rerank, found):
-    """Answer a block of queries; releases the interpreter's lock, so that blocks can share the cores.
+def search_block(query, candidate, buckets_per_table, rerank, found):
+    """Answer a block of queries; the interpreter's lock is released, so that blocks share the cores.
 
-    query: margins (m, L, k), signatures (m, words) and unit rows (m, d). candidate: the arrays of LSH.arrays,
-    signatures (n, words) and unit rows (n, d). lookups: how many buckets a table. rerank: how many candidates are
-    compared exactly. found: where to write rows and cosines (m, top_k), candidates seen and compared (m,).
+    Args:
+        query: margins (m, L, k), signatures (m, words) and vectors (m, d).
+        candidate: the tables (codes, rows, starts), signatures (n, words) and vectors (n, d) of a Snapshot.
+        buckets_per_table: how many buckets are looked up.
+        rerank: how many candidates are compared exactly.
+        found: where to write rows and cosines (m, top_k), candidates seen and compared (m,).
     """
     margins, signature, queries = query
-    tables, signatures, points = candidate
+    tables, signatures, vectors = candidate
     best_rows, best_cosines, seen, compared = found
     count, words = signatures.shape
     squares, far, flips = (
         np.empty(margins.shape[2], np.float32),
-        np.empty((2, lookups), np.float32),
-        np.empty((2, lookups), np.uint64),
+        np.empty((2, buckets_per_table), np.float32),
+        np.empty((2, buckets_per_table), np.uint64),
     )
-    bounds = np.empty((margins.shape[1], lookups, 2), np.int32)
+    bounds = np.empty((margins.shape[1], buckets_per_table, 2), np.int32)
     marked = np.zeros(count, np.uint8)
     candidates, distances = np.empty(count + 1, np.int32), np.empty(count, np.int32)
     cosines, histogram = np.empty(count, np.float32), np.empty(64 * words + 1, np.int32)
     for i in range(len(queries)):
         seen[i] = look_up(margins[i], tables, squares, far, flips, bounds, marked, candidates)
         compared[i] = rank(signature[i], signatures, rerank, distances, histogram, candidates[: seen[i]])
-        compare(queries[i], points, candidates[: compared[i]], cosines, best_rows[i], best_cosines[i])
+        compare(queries[i], vectors, candidates[: compared[i]], cosines, best_rows[i], best_cosines[i])

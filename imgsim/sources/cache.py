@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder(name: str = "") -> Path:
-    """Return a folder of the cache, made if it is missing: in $IMGSIM_CACHE, else in ~/.cache/imgsim."""
+    """Return a folder of the cache, made if it is missing: $IMGSIM_CACHE, else ~/.cache/imgsim, or a folder in it."""
     root = os.environ.get("IMGSIM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imgsim"
     folder = Path(root).expanduser() / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -18,12 +19,12 @@ def cache_folder(name: str = "") -> Path:
 
 
 def cache_megabytes() -> float:
-    """Return how much the cache holds, in MB."""
+    """Return the size of the cache in MB."""
     return sum(file.lstat().st_size for file in cache_folder().rglob("*") if file.is_file()) / 1e6
 
 
 @contextmanager
-def atomic_write(path) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Give a path to write to that replaces `path` at the end, or vanishes on an error."""
     path = Path(path)
     beside = path.with_name(f".{os.getpid()}-{path.name}")
@@ -34,7 +35,7 @@ def atomic_write(path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def write_json(path, content) -> None:
+def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write content as indented JSON, whole or not at all."""
     with atomic_write(path) as beside:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,80 +1,141 @@
-"""One image: opened the way up and in the colours a viewer shows it, or the reason why it cannot be."""
+"""From the bytes of an image to the pixels that a viewer shows, or to the reason why there are none."""
 
 from __future__ import annotations
 
+import json
 import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
 from datasets import Image
+from tqdm import tqdm
 
+from imgsim.sources.cache import cache_folder, write_json
 from imgsim.sources.errors import first_line
 
 PIL.Image.init()
 # Nothing else is tried: pillow would hand PostScript, whatever its suffix, to a program that executes it.
-FORMATS = [kind for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF") if kind in PIL.Image.OPEN]
-NO_IMAGE = f"not recognised as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-EMPTY = "an empty file"
-THINNEST = 500  # times as long as wide: an image processor that scales the short side to 256 needs 400 MB for it
+FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF") if name in PIL.Image.OPEN]
+NOT_RECOGNISED = f"not recognised as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+EMPTY_FILE = "an empty file"
+MAX_ASPECT = 500  # length over width: scaled to 256 on the short side, such a strip takes 400 MB
 DECODER_VERSION = 2  # raise it when open_image shows other pixels than before: images are then embedded anew
+CHUNK = 256  # images read at a time
+
+ImageSource = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray | dict[str, Any]
 
 
-def open_image(source) -> PIL.Image.Image:
-    """One image as RGB, the way up and in the colours a viewer shows it: turned as its EXIF data say, its colour
-    profile converted to sRGB, transparency on white, the first frame of several.
+def open_image(source: ImageSource) -> PIL.Image.Image:
+    """Open one image as RGB, the way a viewer shows it: upright, in sRGB, on white if transparent, its first frame.
 
-    source: a path, bytes, a PIL image, a data set's {"bytes", "path"}, or an array (h, w), (h, w, 1), (h, w, 3)
-    or (h, w, 4) of uint8, uint16, bool or floats from 0 to 1. Raises ValueError with one sentence where it
-    cannot be read.
+    Args:
+        source: a path, bytes, a PIL image, a dataset's {"bytes", "path"}, or an array (h, w) or (h, w, 1 or 3 or 4)
+            of uint8, uint16, bool or floats from 0 to 1.
+
+    Raises:
+        ValueError: it cannot be read; the sentence says why.
     """
-    if isinstance(source, dict):
-        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    source = bytes_or_path(source)
     name = str(source) if isinstance(source, (str, os.PathLike)) else "the image"
     try:
-        return to_display_rgb(read(source))
+        return to_display_rgb(read_image(source))
     except Exception as error:  # pillow's decoders raise all kinds
         raise ValueError(f"{name} cannot be read as an image: {reason(error)}") from error
 
 
-def why_unreadable(source) -> str | None:
-    """Why `open_image` would refuse a path, bytes or a data set's {"bytes", "path"}, or None where it would not."""
-    if isinstance(source, dict):
-        source = source["path"] if source.get("bytes") is None else source["bytes"]
+def open_or_error(source: ImageSource | Exception) -> PIL.Image.Image | str:
+    """Open an image, or return the sentence that says why it cannot be opened; an exception is such a reason."""
+    if isinstance(source, Exception):
+        return first_line(source)
     try:
-        to_display_rgb(read(source, quick=True))
-    except Exception as error:
+        if isinstance(source, dict) and source["bytes"] is None and "://" in (source["path"] or ""):
+            source = Image().decode_example(source)  # on the Hub
+        return open_image(source)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def why_unreadable(source: ImageSource) -> str | None:
+    """Return why `open_image` would refuse a path, bytes or a dataset's {"bytes", "path"}, or None."""
+    try:
+        to_display_rgb(read_image(bytes_or_path(source), quick=True))
+    except Exception as error:  # see open_image
         return reason(error)
+    return None
+
+
+def find_unreadable(
+    sources: Sequence[ImageSource], signatures: Sequence[str | None], dataset: str, title: str = "checking images"
+) -> dict[int, str]:
+    """Decode every image once, and return position -> reason for those that cannot be read; the others are cached.
+
+    Args:
+        sources: n images, as `why_unreadable` takes them.
+        signatures: n texts that change when the image does; with None it is decoded in any case.
+        dataset: what the images belong to; the cache keeps one list of signatures for each.
+        title: of the progress bar.
+    """
+    key = blake2b(os.fsencode(f"{dataset} {PIL.__version__}"), digest_size=16).hexdigest()
+    file = cache_folder("readable") / f"{key}.json"
+    try:
+        readable = set(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not there yet, or damaged
+        readable = set()
+    new = [i for i, signature in enumerate(signatures) if signature is None or signature not in readable]
+    unreadable = {}
+    progress = tqdm(desc=title, total=len(new), unit="image", delay=2)
+    with ThreadPoolExecutor() as pool, progress, warnings.catch_warnings(action="ignore"):  # of odd metadata
+        for start in range(0, len(new), CHUNK):
+            chunk = new[start : start + CHUNK]
+            reasons = pool.map(why_unreadable, [sources[i] for i in chunk])
+            unreadable |= {i: why for i, why in zip(chunk, reasons, strict=True) if why}
+            progress.update(len(chunk))
+    if len(new) > len(unreadable):
+        write_json(file, [signature for i, signature in enumerate(signatures) if i not in unreadable])
+    return unreadable
+
+
+def bytes_or_path(source: ImageSource) -> ImageSource:
+    """Return the bytes, or else the path, in a dataset's {"bytes", "path"}; other sources as they are."""
+    if isinstance(source, dict):
+        return source["path"] if source.get("bytes") is None else source["bytes"]
+    return source
 
 
 def reason(error: Exception) -> str:
-    """An error as a few words on one line, without the file's name."""
+    """Return an error as a few words on one line, without the file's name."""
     if isinstance(error, PIL.UnidentifiedImageError):
-        return NO_IMAGE
+        return NOT_RECOGNISED
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return words.strip().partition("\n")[0]
 
 
-def read(source, quick: bool = False) -> PIL.Image.Image:
-    """A pillow image of any mode. quick: JPEGs at an eighth of their size, which still reads all their bytes."""
+def read_image(source: ImageSource, quick: bool = False) -> PIL.Image.Image:
+    """Read a pillow image of any mode; quick: JPEGs at an eighth of their size, which still reads all bytes."""
     if isinstance(source, PIL.Image.Image):
         return source
     if isinstance(source, np.ndarray):
         return from_array(source)
     if isinstance(source, (str, os.PathLike)):
-        source = Path(source).expanduser()
-        if source.exists() and not source.is_file() and not source.is_dir():
+        path = Path(source).expanduser()
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise ValueError("not a regular file")  # a pipe would be waited for
-        source = source.read_bytes()
+        source = path.read_bytes()
     if not isinstance(source, bytes):
         raise ValueError(f"a path, bytes, a PIL image or an array is needed, not {source!r:.40}")
     if not source:
-        raise ValueError(EMPTY)
+        raise ValueError(EMPTY_FILE)
     image = PIL.Image.open(BytesIO(source), formats=FORMATS)
     if quick:
         image.draft("RGB", (32, 32))
@@ -82,22 +143,21 @@ def read(source, quick: bool = False) -> PIL.Image.Image:
 
 
 def from_array(array: np.ndarray) -> PIL.Image.Image:
-    """An array, see open_image, as a pillow image."""
+    """Turn an array, see `open_image`, into a pillow image."""
     if array.ndim not in (2, 3) or not array.size or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(f"an array has the shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), not {array.shape}")
     if array.dtype == bool or (array.dtype.kind == "f" and ((array >= 0) & (array <= 1)).all()):
-        array = to_bytes(array.astype(np.float32))
+        array = to_uint8(array.astype(np.float32))
     elif array.dtype == np.uint16:
-        array = to_bytes(array)
+        array = to_uint8(array)
     elif array.dtype != np.uint8:
         span = f" from {array.min()} to {array.max()}" if array.dtype.kind in "iuf" else ""
         raise ValueError(f"an array holds uint8, uint16, bool, or floats from 0 to 1, not {array.dtype}{span}")
     return PIL.Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else np.ascontiguousarray(array))
 
 
-def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values of any depth as uint8: 16 bits and floats from 0 to 1 are scaled; where the range is no usual one,
-    the least value becomes black and the largest white."""
+def to_uint8(values: np.ndarray) -> np.ndarray:
+    """Scale 16 bits, or floats from 0 to 1, to uint8; with others, the least becomes black and the largest white."""
     full = 1 if values.dtype.kind == "f" else 65535
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -108,15 +168,15 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def to_display_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A pillow image of any mode as RGB, the way a viewer shows it; the image given stays as it is."""
-    if max(image.size) > THINNEST * min(image.size) or not min(image.size):
+    """Turn a pillow image of any mode into RGB as a viewer shows it; the image given stays as it is."""
+    if max(image.size) > MAX_ASPECT * min(image.size) or not min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels are too thin a strip")
     image.load()
     with suppress(Exception):  # broken EXIF data turn nothing
         image = PIL.ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile")
     if image.mode[0] in "IF":  # pillow's own conversion clips where it should scale
-        image = PIL.Image.fromarray(to_bytes(np.asarray(image)))
+        image = PIL.Image.fromarray(to_uint8(np.asarray(image)))
     if not image.has_transparency_data:
         return to_srgb(image, image.mode, profile)
     coloured = image.convert("RGBA")
@@ -125,7 +185,7 @@ def to_display_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def to_srgb(image: PIL.Image.Image, mode: str, profile: bytes | None) -> PIL.Image.Image:
-    """An image, stored in this mode with this colour profile, as RGB in sRGB."""
+    """Convert an image to sRGB; mode: the one it was stored in, with this colour profile."""
     space = {"CMYK": "CMYK", "LAB": "LAB", "1": "L", "L": "L", "LA": "L"}.get(mode, "RGB")
     meant, transform = srgb_transform(profile or b"", space == "LAB")
     if transform is None or (meant != space and (meant, space) != ("RGB", "L")):
@@ -134,8 +194,8 @@ def to_srgb(image: PIL.Image.Image, mode: str, profile: bytes | None) -> PIL.Ima
 
 
 @lru_cache(32)
-def srgb_transform(profile: bytes, lab: bool):
-    """The mode that a colour profile is for and the transform from it to sRGB: None where colours stay as they are."""
+def srgb_transform(profile: bytes, lab: bool) -> tuple[str, PIL.ImageCms.ImageCmsTransform | None]:
+    """Return the mode that a colour profile is for, and the transform from it to sRGB: None if colours stay."""
     cms = PIL.ImageCms
     if not (profile or lab):
         return "RGB", None
@@ -146,7 +206,7 @@ def srgb_transform(profile: bytes, lab: bool):
         transform = cms.buildTransform(source, cms.createProfile("sRGB"), mode, "RGB")
     except (cms.PyCMSError, OSError, KeyError):  # broken, or for a space that images are not stored in
         return "RGB", None
-    if mode in ("RGB", "L"):  # most profiles are sRGB itself under one name or another: nothing to do
+    if mode in ("RGB", "L"):  # most profiles are sRGB under one name or another: tried on all colours, then dropped
         steps = np.arange(0, 256, 17, dtype=np.uint8)
         colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
         shown = PIL.Image.fromarray(colours if mode == "RGB" else steps[None])
@@ -154,15 +214,3 @@ def srgb_transform(profile: bytes, lab: bool):
         if np.abs(change).max() <= 2:
             return mode, None
     return mode, transform
-
-
-def open_or_error(source) -> PIL.Image.Image | str:
-    """Open an image, or return the sentence that says why it cannot be opened; an exception is such a reason."""
-    if isinstance(source, Exception):
-        return first_line(source)
-    try:
-        if isinstance(source, dict) and source["bytes"] is None and "://" in (source["path"] or ""):
-            source = Image().decode_example(source)  # on the Hub
-        return open_image(source)
-    except (ValueError, OSError) as error:
-        return str(error)

@@ -1,36 +1,72 @@
-"""A folder of image files as a data set: finding the files, checking each once, reading labels from the folders."""
+"""A folder of image files as a dataset: splits and labels are read from the names of its folders."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
-from itertools import takewhile
+from dataclasses import dataclass
 from pathlib import Path
 
-import PIL
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
-from tqdm import tqdm
 
-from imgsim.sources.cache import cache_folder, write_json
-from imgsim.sources.decode import EMPTY, NO_IMAGE, why_unreadable
+from imgsim.sources.decode import EMPTY_FILE, NOT_RECOGNISED, find_unreadable
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif"}
-SUFFIXES |= {".heic", ".heif"}  # nothing here reads them: listed as such rather than passed over
+SUFFIXES |= {".heic", ".heif"}  # nothing here reads them: they are listed as unreadable rather than passed over
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 DATE = re.compile(r"(19|20)\d\d([-_. ]?[01]\d([-_. ]?[0-3]\d)?)?")  # 2024, 2024-05, 20240501
 
 
-def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below a folder that are called as images are, or have no suffix, in the order of their names.
+@dataclass
+class ImageFile:
+    """An image, and the folders above it that may still name a split or a class."""
 
-    Links are followed, but not round in circles; what is hidden is passed over. A folder that cannot be read, or
-    is called as an image is and empty, stands in the list itself.
+    path: Path
+    folders: tuple[str, ...]
+    split: str | None = "train"
+    label: str | None = None
+
+
+def load_folder(folder: Path) -> tuple[DatasetDict, list[dict[str, str]]]:
+    """Load [around/][split/][class/][deeper/]name; folders around everything have no meaning.
+
+    Returns:
+        The splits, and what was left out as [{"path", "reason"}].
+
+    Raises:
+        ValueError: no image can be read.
+    """
+
+    def left_out(path: Path, reason: str) -> dict[str, str]:
+        return {"path": printable_path(path.relative_to(folder)), "reason": reason}
+
+    paths = list(find_images(folder))
+    unreadable = find_unreadable(paths, [file_signature(path, folder) for path in paths], str(folder))
+    no_image = (NOT_RECOGNISED, EMPTY_FILE)  # of a file without a suffix, such as README, neither is worth a word
+    skipped = [left_out(paths[i], why) for i, why in unreadable.items() if paths[i].suffix or why not in no_image]
+    readable = [path for i, path in enumerate(paths) if i not in unreadable]
+    files = [ImageFile(path, path.relative_to(folder).parts[:-1]) for path in readable]
+    if not files:
+        first = f"; {skipped[0]['path']!r}: {skipped[0]['reason']}" if skipped else ""
+        raise ValueError(f"dataset {str(folder)!r}: the folder holds no readable image{first}.")
+    drop_common_folders(files)
+    read_splits(files)
+    skipped += [left_out(file.path, "outside the folders of the splits") for file in files if not file.split]
+    files = [file for file in files if file.split]
+    drop_common_folders(files)
+    read_labels(files, folder)
+    labels = sorted({file.label for file in files if file.label is not None})
+    splits = {split: [file for file in files if file.split == split] for split in ("train", "validation", "test")}
+    return DatasetDict({split: as_dataset(chosen, labels) for split, chosen in splits.items() if chosen}), skipped
+
+
+def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Find the files below a folder that are named like images, or have no suffix, in order of their names.
+
+    Links are followed, though not in circles (above: the real paths that led here); hidden files are passed over. A
+    folder that cannot be read, or is empty and named like an image, is itself in the list.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -38,10 +74,11 @@ def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
-        entries = None
-    if entries is None or (not entries and folder.suffix.lower() in SUFFIXES):
         yield folder
-    for entry in entries or ():
+        return
+    if not entries and folder.suffix.lower() in SUFFIXES:
+        yield folder
+    for entry in entries:
         path = Path(entry.path)
         if entry.name.startswith("."):
             continue
@@ -51,107 +88,67 @@ def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def file_signature(path: Path) -> list[int] | None:
-    """What changes when a file does; None where there is no such file."""
+def file_signature(path: Path, folder: Path) -> str | None:
+    """Return a text that changes when a file does, or None if there is no such file."""
     try:
         stat = path.stat()
     except OSError:
         return None
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {printable_path(path.relative_to(folder))}"
 
 
 def printable_path(path: Path) -> str:
-    """A path as text that can be stored and printed, whatever bytes are in it."""
+    """Return a path as text that can be stored and printed, whatever bytes are in it."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def check_files(folder: Path, paths: list[Path]) -> dict[Path, str]:
-    """Decode every file once: those that are why_unreadable, and why. Which were found whole is kept in the cache."""
-    key = blake2b(os.fsencode(folder) + PIL.__version__.encode(), digest_size=16).hexdigest()
-    file = cache_folder("checked") / f"{key}.json"
-    try:
-        known = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    stamps = {path: file_signature(path) for path in paths}
-    names = {path: printable_path(path.relative_to(folder)) for path in paths}
-    new = [path for path in paths if stamps[path] is None or known.get(names[path]) != stamps[path]]
-    with ThreadPoolExecutor() as pool, warnings.catch_warnings(action="ignore"):  # pillow's, of odd metadata
-        reasons = list(tqdm(pool.map(why_unreadable, new), "checking images", total=len(new), unit="image", delay=2))
-    defects = {path: why for path, why in zip(new, reasons, strict=True) if why}
-    if len(new) > len(defects):
-        write_json(file, {names[path]: stamps[path] for path in paths if path not in defects})
-    return defects
+def drop_common_folders(files: list[ImageFile]) -> None:
+    """Drop the first folder as long as all files share it and it does not name a split."""
+    while files and (first := files[0].folders[:1]) and first[0].lower() not in SPLIT_NAMES:
+        if any(file.folders[:1] != first for file in files):
+            return
+        for file in files:
+            file.folders = file.folders[1:]
 
 
-def splits_and_labels(folder: Path, paths: list[Path]) -> tuple[list[tuple[str, str | None, Path]], list[Path]]:
-    """Read splits and labels from the folders: (split, label, path) for every image, and those that belong nowhere.
+def read_splits(files: list[ImageFile]) -> None:
+    """Read splits from the first folders, if there is train and another, or every file is in one; None elsewhere."""
+    splits = [SPLIT_NAMES.get(file.folders[0].lower()) if file.folders else None for file in files]
+    names = set(splits) - {None}
+    if None in splits and not ("train" in names and len(names) > 1):
+        return
+    for file, split in zip(files, splits, strict=True):
+        file.split, file.folders = split, file.folders[1:]
 
-    [around/][split/][class/][deeper/]name: a folder around everything says nothing, and the label is the first
-    folder below. It takes two class folders, and no image beside them, to make labels; folders named by date are none.
-    """
-    parts = strip_common_folders([path.relative_to(folder).parts for path in paths])
-    places = [SPLIT_NAMES.get(part[0].lower()) if len(part) > 1 else None for part in parts]
-    if {"train"} < set(places) - {None} or None not in places:
-        outside = [path for path, place in zip(paths, places, strict=True) if not place]
-        kept = [(*row, part[1:]) for *row, part in zip(places, paths, parts, strict=True) if row[0]]
-    else:
-        outside, kept = [], [("train", path, part) for path, part in zip(paths, parts, strict=True)]
-    inner = strip_common_folders([part for _, _, part in kept])
-    classes = {part[0] for part in inner if len(part) > 1}
-    beside = [path for (_, path, _), part in zip(kept, inner, strict=True) if len(part) == 1]
-    dates = bool(classes) and all(map(DATE.fullmatch, classes))
-    if beside and len(classes) > 1:
-        more = f" and {len(beside) - 1:,} more lie" if len(beside) > 1 else " lies"
-        print(f"{printable_path(beside[0].relative_to(folder))!r}{more} beside the class folders: there are no labels.")
-    elif dates and len(classes) > 1:
+
+def read_labels(files: list[ImageFile], folder: Path) -> None:
+    """Read labels from the first folders if there are at least two; prints why these are no classes."""
+    classes = {file.folders[0] for file in files if file.folders}
+    outside = [printable_path(file.path.relative_to(folder)) for file in files if not file.folders]
+    if len(classes) < 2:
+        return
+    if outside:
+        more = f" and {len(outside) - 1:,} more lie" if len(outside) > 1 else " lies"
+        print(f"{outside[0]!r}{more} beside the class folders: there are no labels.")
+    elif all(map(DATE.fullmatch, classes)):
         print("The folders are named by date, which is no class: there are no labels.")
-    labelled = len(classes) > 1 and not beside and not dates
-    rows = [(split, part[0] if labelled else None, path) for (split, path, _), part in zip(kept, inner, strict=True)]
-    return rows, outside
+    else:
+        for file in files:
+            file.label = file.folders[0]
 
 
-def strip_common_folders(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Paths' parts without the folders that all have in common, up to the first that names a split."""
-    first, last = (choose((part[:-1] for part in parts), default=()) for choose in (min, max))
-    shared = takewhile(
-        lambda pair: pair[0] == pair[1] and pair[0].lower() not in SPLIT_NAMES, zip(first, last, strict=False)
+def as_dataset(files: list[ImageFile], labels: list[str]) -> Dataset:
+    """Make a split of the columns image_file_path, image and, if there are any, labels."""
+    paths = [printable_path(file.path) for file in files]
+    images = [  # a path that is no valid text cannot be stored
+        path if path == str(file.path) else {"path": None, "bytes": file.path.read_bytes()}
+        for path, file in zip(paths, files, strict=True)
+    ]
+    columns, features = (
+        {"image_file_path": paths, "image": images},
+        {"image_file_path": Value("string"), "image": Image()},
     )
-    depth = len(list(shared))
-    return [part[depth:] for part in parts]
-
-
-def load_folder(folder: Path) -> tuple[DatasetDict, list[dict]]:
-    """Read an image folder: the splits, and what was left out as [{"path", "reason"}]."""
-    paths = list(find_images(folder))
-    defects = check_files(folder, paths)
-    listed = {path: why for path, why in defects.items() if path.suffix or why not in (NO_IMAGE, EMPTY)}
-    good = [path for path in paths if path not in defects]
-    if not good:
-        first = "".join(
-            f"; {printable_path(path.relative_to(folder))!r}: {why}" for path, why in list(listed.items())[:1]
-        )
-        raise ValueError(f"dataset {str(folder)!r}: the folder holds no readable image{first}.")
-    rows, outside = splits_and_labels(folder, good)
-    listed |= dict.fromkeys(outside, "outside the folders of the splits")
-    features = {"image_file_path": Value("string"), "image": Image()}
-    labels = sorted({label for _, label, _ in rows if label is not None})
     if labels:
+        columns["labels"] = [file.label for file in files]
         features["labels"] = ClassLabel(names=labels)
-    splits = {}
-    for split in sorted({split for split, _, _ in rows}, key=("train", "validation", "test").index):
-        chosen = [(label, path) for place, label, path in rows if place == split]
-        columns = {
-            "image_file_path": [printable_path(path) for _, path in chosen],
-            "image": [image_reference(path) for _, path in chosen],
-        }
-        if labels:
-            columns["labels"] = [label for label, _ in chosen]
-        splits[split] = Dataset.from_dict(columns, Features(features))
-    skipped = [{"path": printable_path(path.relative_to(folder)), "reason": why} for path, why in listed.items()]
-    return DatasetDict(splits), skipped
-
-
-def image_reference(path: Path) -> str | dict:
-    """What a data set stores of a file: its path, or its bytes where the path is no valid text."""
-    return str(path) if printable_path(path) == str(path) else {"path": None, "bytes": path.read_bytes()}
+    return Dataset.from_dict(columns, Features(features))

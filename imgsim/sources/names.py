@@ -1,4 +1,4 @@
-"""What datasets and checkpoints are called: owner/name@revision?split=train, untrained:name, file.onnx."""
+"""The names of datasets and checkpoints: owner/name@revision?split=train, untrained:name, file.onnx."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ UNTRAINED = "untrained:"  # before a checkpoint's name: the same network with ra
 
 
 def split_source(source: str) -> tuple[str, dict[str, str]]:
-    """A data set's name and its options: owner/name?split=train&label=species."""
-    source = str(source)
+    """Split owner/name?split=train&label=species into name and options; ValueError if an option is not known."""
     name, mark, query = source.partition("?")
     if not mark or Path(source).expanduser().is_dir():
         return source, {}
@@ -22,7 +21,7 @@ def split_source(source: str) -> tuple[str, dict[str, str]]:
     options = dict(pairs)
     if not pairs or len(options) < len(pairs) or not set(options) <= set(OPTIONS):
         raise ValueError(
-            f"dataset {source!r}: after the question mark stand {', '.join(f'{key}=...' for key in OPTIONS)}, "
+            f"dataset {source!r}: after the question mark come {', '.join(f'{key}=...' for key in OPTIONS)}, "
             "each at most once, with & between them."
         )
     if name == "builtin":
@@ -31,12 +30,12 @@ def split_source(source: str) -> tuple[str, dict[str, str]]:
 
 
 def join_source(name: str, options: dict[str, str]) -> str:
-    """The inverse of `split_source`."""
+    """Join a dataset's name and its options: the inverse of `split_source`."""
     return f"{name}?{urlencode(options)}" if options else name
 
 
 def add_options(source: str, revision: str | None = None, **options: str | None) -> str:
-    """A data set with a revision and further options, none of which it may have already."""
+    """Add a revision and options to a dataset's name; ValueError if it has one already, or cannot have it."""
     name, present = split_source(source)
     added = {key: value for key, value in options.items() if value is not None}
     twice = sorted(set(present) & set(added))
@@ -45,7 +44,7 @@ def add_options(source: str, revision: str | None = None, **options: str | None)
     if revision and Path(name).expanduser().is_dir():
         raise ValueError(f"dataset {source!r} is a folder: it has no revisions.")
     if twice or (revision and "@" in name):
-        raise ValueError(f"dataset {source!r} says already which {twice[0] if twice else 'revision'} to take.")
+        raise ValueError(f"dataset {source!r} already says which {twice[0] if twice else 'revision'} to take.")
     return join_source(f"{name}@{revision}" if revision else name, present | added)
 
 

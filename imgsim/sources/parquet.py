@@ -1,21 +1,12 @@
-"""Data sets as the Hub stores them, in Parquet files or streamed: choosing columns, passing over what is broken."""
+"""Datasets in Parquet files, as the Hub stores them: which columns to take, which images are readable."""
 
 from __future__ import annotations
 
-import json
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from pathlib import Path
 
-import PIL
-from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, load_dataset
-from tqdm import tqdm
+from datasets import ClassLabel, DatasetDict, Features, Image, Value, load_dataset
 
-from imgsim.sources.cache import cache_folder, write_json
-from imgsim.sources.decode import why_unreadable
-
-CHUNK = 256  # rows whose bytes are held at a time
+from imgsim.sources.decode import find_unreadable
 
 
 def has_parquet(folder: Path) -> bool:
@@ -24,8 +15,15 @@ def has_parquet(folder: Path) -> bool:
     return any(not any(part.startswith(".") for part in parts) for parts in names)
 
 
-def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[DatasetDict, list[dict]]:
-    """Load a folder's Parquet files: splits whose columns are named as Beans' are, and what was left out."""
+def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[DatasetDict, list[dict[str, str]]]:
+    """Load a folder's Parquet files; options: config, image and label; errors name the source.
+
+    Returns:
+        Splits with the columns image and, if there are classes, labels; and what was left out as [{"path", "reason"}].
+
+    Raises:
+        ValueError: a file is damaged, there is no such column, or no image can be read.
+    """
     try:
         images = load_dataset(str(folder), options.get("config"))
     except Exception as error:  # a damaged file, or several configurations to choose from
@@ -37,10 +35,11 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
         raise ValueError(f"dataset {source!r}: {error}") from error
     skipped = []
     for name, split in images.items():
-        broken = broken_rows(split, name)
-        skipped += [{"path": f"{name}, row {row}", "reason": why} for row, why in broken.items()]
-        if broken:
-            images[name] = split.select([row for row in range(len(split)) if row not in broken])
+        sources, rows = split.cast_column("image", Image(decode=False))["image"], list(map(str, range(len(split))))
+        unreadable = find_unreadable(sources, rows, split._fingerprint, f"checking {name}")
+        skipped += [{"path": f"{name}, row {row}", "reason": why} for row, why in unreadable.items()]
+        if unreadable:
+            images[name] = split.select([row for row in range(len(split)) if row not in unreadable])
     if not any(map(len, images.values())):
         first = f": {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
         raise ValueError(f"dataset {source!r} holds no readable image{first}.")
@@ -48,20 +47,18 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
 
 
 def name_columns(images: DatasetDict, options: dict[str, str]) -> DatasetDict:
-    """Call the image column `image` and that of the labels, where there is one, `labels`: a ClassLabel or numbers."""
+    """Rename the image column to `image` and the one of the classes, if any, to `labels`: a ClassLabel or int64."""
     features = next(iter(images.values())).features
     for key in ("image", "label"):
-        if options.get(key, next(iter(features))) not in features:
+        if key in options and options[key] not in features:
             raise ValueError(f"there is no column {options[key]!r}, only {', '.join(features)}.")
-    image, label = (
-        options.get("image") or image_column(features),
-        options.get("label") or label_column(images, features),
-    )
+    image = options.get("image") or image_column(features)
+    label = options.get("label") or label_column(images, features)
     if image is None:
         raise ValueError(f"no column holds images, only {', '.join(features)}.")
-    chosen = {old: new for old, new in ((image, "image"), (label, "labels")) if old}
-    images = images.remove_columns([name for name in chosen.values() if name in features and name not in chosen])
-    images = images.rename_columns({old: new for old, new in chosen.items() if old != new})
+    names = {image: "image"} | ({label: "labels"} if label else {})
+    images = images.remove_columns([new for new in names.values() if new in features and new not in names])
+    images = images.rename_columns({old: new for old, new in names.items() if old != new})
     try:
         images = images.cast_column("image", Image())
     except Exception as error:
@@ -70,48 +67,29 @@ def name_columns(images: DatasetDict, options: dict[str, str]) -> DatasetDict:
     if not label or isinstance(features[label], ClassLabel):
         return images
     if "string" in kind:
-        names = sorted({name for split in images.values() for name in split.unique("labels")} - {None})
-        return images.cast_column("labels", ClassLabel(names=names))
+        classes = {name for split in images.values() for name in split.unique("labels")} - {None}
+        return images.cast_column("labels", ClassLabel(names=sorted(classes)))
     if "int" in kind or kind == "bool":
         return images.cast_column("labels", Value("int64"))
     raise ValueError(f"the column {label!r} holds no labels (names or whole numbers) but {features[label]}.")
 
 
-def image_column(features: dict) -> str | None:
-    """The column that holds images, by its type; the one called image where there are several."""
+def image_column(features: Features) -> str | None:
+    """Find the column that holds images, by its type; if there are several, the one called image."""
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
     if not columns:  # as other libraries than datasets write images
         columns = [name for name, feature in features.items() if isinstance(feature, dict) and "bytes" in feature]
-    return "image" if "image" in columns else columns[0] if columns else None
+    return "image" if "image" in columns else next(iter(columns), None)
 
 
-def label_column(images: DatasetDict, features: dict) -> str | None:
-    """The column of the classes: one called so, of numbers or of names that repeat, or else the only ClassLabel."""
+def label_column(images: DatasetDict, features: Features) -> str | None:
+    """Find the column called labels or label, of classes, numbers or texts that repeat, or else the only ClassLabel."""
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    split = next(iter(images.values()))
     for name in ("labels", "label"):
         kind = getattr(features.get(name), "dtype", "")
         if name in classes or "int" in kind:
             return name
-        split = next(iter(images.values()))
         if "string" in kind and 2 * len(split.unique(name)) <= len(split):
             return name
     return classes[0] if len(classes) == 1 else None
-
-
-def broken_rows(split: Dataset, name: str) -> dict[int, str]:
-    """Decode every image once: the rows that are why_unreadable, and why. The answer is kept in the cache."""
-    key = blake2b(f"{split._fingerprint} {PIL.__version__}".encode(), digest_size=16).hexdigest()
-    file = cache_folder("checked") / f"{key}.json"
-    try:
-        return {int(row): why for row, why in json.loads(file.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError):
-        broken = {}
-    sources = split.cast_column("image", Image(decode=False))["image"]
-    progress = {"total": len(split), "desc": f"checking {name}", "unit": "image", "delay": 2}
-    with ThreadPoolExecutor() as pool, tqdm(**progress) as bar, warnings.catch_warnings(action="ignore"):
-        for start in range(0, len(split), CHUNK):
-            reasons = pool.map(why_unreadable, sources[start : start + CHUNK])
-            broken |= {row: why for row, why in enumerate(reasons, start) if why}
-            bar.update(min(CHUNK, len(split) - start))
-    write_json(file, broken)
-    return broken

@@ -5,12 +5,13 @@ import pickle
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from imgsim import BuildLSHTable, load_encoder
 from imgsim.extras.cli import main
-from imgsim.models.onnx import export, read_settings
+from imgsim.models.onnx import SETTINGS, OnnxModel, export_onnx
 
 ALIKE = 1e-4
 
@@ -25,25 +26,23 @@ def exported(tmp_path_factory, checkpoint):
 
 @pytest.fixture
 def copy(exported, tmp_path):
-    """A copy of the ONNX file and its settings that a test may change."""
-    for file in exported.parent.iterdir():
-        shutil.copy(file, tmp_path)
-    return tmp_path / exported.name
+    """A copy of the ONNX file that a test may change."""
+    return shutil.copy(exported, tmp_path / exported.name)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_an_onnx_file_gives_the_embeddings_of_its_checkpoint(batch_size, exported, encoder, images):
-    onnx = load_encoder(str(exported))
-    rows = onnx.embed(images["test"]["image"], batch_size)
+    model = load_encoder(str(exported))
+    rows = model.embed(images["test"]["image"], batch_size)
     np.testing.assert_allclose(rows, encoder.embed(images["test"]["image"]), atol=ALIKE)
-    assert (onnx.dim, onnx.pooling, onnx.precision) == (32, "rows", "float32") and onnx.digest != encoder.digest
+    assert (model.dim, model.pooling, model.precision) == (32, "rows", "float32") and model.digest != encoder.digest
 
 
-def test_export_says_what_it_wrote_and_leaves_two_files(checkpoint, tmp_path, capfd):
+def test_export_says_what_it_wrote_and_leaves_one_file(checkpoint, tmp_path, capfd):
     assert main(["export", str(checkpoint), str(tmp_path / "model.onnx")]) == 0
     out, err = capfd.readouterr()
     assert "32 numbers" in out and out.count("\n") == 1 and "Error" not in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
 
 
 def test_a_convolutional_network_is_exported_too(images, tmp_path):
@@ -52,7 +51,7 @@ def test_a_convolutional_network_is_exported_too(images, tmp_path):
     torch.manual_seed(0)
     model = ConvNextModel(ConvNextConfig(hidden_sizes=[8, 12], depths=[1, 1], num_stages=2))
     encoder = load_encoder(model, "cpu", processor=ViTImageProcessorPil(size={"height": 64, "width": 64}))
-    export(encoder, tmp_path / "model.onnx")
+    export_onnx(encoder, tmp_path / "model.onnx")
     rows = load_encoder(tmp_path / "model.onnx").embed(images["test"]["image"])
     np.testing.assert_allclose(rows, encoder.embed(images["test"]["image"]), atol=ALIKE)
 
@@ -67,20 +66,27 @@ def test_an_index_takes_an_onnx_file_as_its_model(exported, images, tmp_path):
 def test_another_file_is_another_encoder_and_a_pickled_one_loads_again(exported, copy, save_vit, tmp_path):
     first = load_encoder(exported)
     assert pickle.loads(pickle.dumps(first)).digest == first.digest == load_encoder(copy).digest
-    export(load_encoder(save_vit(tmp_path / "other", seed=1), "cpu"), copy)
+    export_onnx(load_encoder(save_vit(tmp_path / "other", seed=1), "cpu"), copy)
     assert load_encoder(copy).digest != first.digest
 
 
 def test_an_onnx_file_of_ones_own_needs_its_processor(copy, encoder, images, refused):
-    (copy.parent / f"{copy.name}.json").unlink()
-    with refused(copy.name):
+    set_metadata(copy)
+    with refused(f"{str(copy)!r} does not say how images are prepared (imgsim export did not write it)"):
         load_encoder(copy)
     rows = load_encoder(copy, processor=encoder.processor).embed(images["test"]["image"])
     np.testing.assert_allclose(rows, encoder.embed(images["test"]["image"]), atol=ALIKE)
 
 
+def set_metadata(file, **metadata):
+    """Replace what an ONNX file says of itself."""
+    model = onnx.load(file)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, file)
+
+
 def damage(file, kind):
-    beside = file.with_name(f"{file.name}.json")
     if kind == "missing":
         file.unlink()
     elif kind == "cut short":
@@ -90,11 +96,11 @@ def damage(file, kind):
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
     elif kind == "no settings":
-        beside.unlink()
+        set_metadata(file)
     elif kind == "broken settings":
-        beside.write_text("{")
+        set_metadata(file, **{SETTINGS: "{"})
     elif kind == "settings of a later version":
-        beside.write_text(json.dumps(json.loads(beside.read_text()) | {"format": 99}))
+        set_metadata(file, **{SETTINGS: json.dumps({"format": 99})})
 
 
 @pytest.mark.parametrize(
@@ -129,23 +135,23 @@ def test_an_onnx_file_has_one_precision_and_one_device(exported, image_folder, r
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(exported, checkpoint, encoder, tmp_path, refused):
     with refused("model.txt"):
-        export(encoder, tmp_path / "model.txt")
+        export_onnx(encoder, tmp_path / "model.txt")
     with refused("nowhere"):
-        export(encoder, tmp_path / "nowhere" / "model.onnx")
+        export_onnx(encoder, tmp_path / "nowhere" / "model.onnx")
     for other in (load_encoder(exported), load_encoder(checkpoint, "cpu", "bfloat16")):
         with refused("float32"):
-            export(other, tmp_path / "model.onnx")
+            export_onnx(other, tmp_path / "model.onnx")
 
     class Moody(torch.nn.Module):  # what torch.export cannot follow
         def forward(self, pixels):
             return pixels.flatten(1)[:, :4] * (2 if pixels.sum().item() > 0 else 1)
 
     with refused("Moody"):
-        export(load_encoder(Moody(), "cpu", processor=encoder.processor), tmp_path / "model.onnx")
+        export_onnx(load_encoder(Moody(), "cpu", processor=encoder.processor), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_without_onnx_runtime_a_sentence_says_what_to_install(exported, monkeypatch, refused):
     monkeypatch.setattr("imgsim.sources.errors.find_spec", lambda name: None)
     with refused("pip install onnxruntime"):
-        read_settings(exported)
+        OnnxModel(exported)

@@ -181,8 +181,8 @@ def test_every_family_is_embedded_as_it_defines_it(family, save, images, table, 
     assert (encoder.pooling, encoder.dim, rows.shape) == (pooling, dim, (9, dim))
     assert agreement < ALIKE and np.ptp(rows, axis=0).max() > 1e-3
     assert again.digest == encoder.digest
-    np.testing.assert_array_equal(again.embed(sources), rows)  # the same at every load
     order, scale = np.random.default_rng(0).permutation(9), np.abs(expected).max()
+    np.testing.assert_allclose(again.embed(sources), rows, atol=ALIKE * scale)  # the same at every load
     shuffled = encoder.embed([sources[i] for i in order], batch_size=2)
     np.testing.assert_allclose(shuffled, rows[order], atol=ALIKE * scale)
 
@@ -195,9 +195,8 @@ def test_bare_models_and_heads_given_as_modules_are_embedded_alike(save, images)
         for model in (AutoModel, getattr(transformers, kind)):
             encoder = load_encoder(model.from_pretrained(folder), "cpu", processor=expected.processor)
             assert encoder.pooling == pooling, family
-            np.testing.assert_array_equal(
-                encoder.embed(images["test"]["image"]), expected.embed(images["test"]["image"])
-            )
+            rows = expected.embed(images["test"]["image"])
+            np.testing.assert_allclose(encoder.embed(images["test"]["image"]), rows, atol=ALIKE * np.abs(rows).max())
 
 
 def test_a_masked_autoencoder_that_was_given_still_masks(save):

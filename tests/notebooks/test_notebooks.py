@@ -10,11 +10,15 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from jupyter_client.manager import start_new_kernel
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from imgsim.encoder import load_encoder
-from imgsim.extras.runs.runner import DEFAULTS
+from imgsim.extras.runs.settings import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 600  # seconds after which a cell that takes some hangs, on slow machines too
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
 TUTORIAL = [path for path in PATHS if path.stem[:2] != "00"]
@@ -102,15 +106,30 @@ def test_bootstrap_installs_in_colab_and_does_nothing_elsewhere(tmp_path):
     assert not (site / "torch").exists() and not (site / "numpy").exists() and not (site / "PIL").exists()
 
 
-def test_inference_has_sliders_only_when_asked(tmp_path, image_folder, checkpoint):
+def outputs_of(code, notebook):
+    """Execute a notebook up to the cell that holds this code, and give what that cell puts out.
+
+    Not by nbclient: it talks to widgets itself, and can then miss a cell's reply for ever.
+    """
+    manager, client = start_new_kernel(startup_timeout=PATIENCE, kernel_name="python3")
+    try:
+        for cell in notebook.cells:
+            messages = []
+            if cell.cell_type == "code":
+                reply = client.execute_interactive(cell.source, output_hook=messages.append, timeout=PATIENCE)
+                assert reply["content"]["status"] == "ok", reply["content"]
+                if code in cell.source:
+                    return [message["content"] for message in messages]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_inference_has_sliders_only_when_asked(image_folder, checkpoint):
     path = next(path for path in PATHS if path.stem == "04_inference")
     settings = {"dataset": str(image_folder), "checkpoint": str(checkpoint), "interactive": True, "probes": 40}
-    # nbclient can miss the reply to a cell with widgets, and looks for it again when the time (in seconds) is over.
-    waiting = {"progress_bar": False, "execution_timeout": 90}
-    done = papermill.execute_notebook(str(path), str(tmp_path / "out.ipynb"), settings, **waiting)
-    (cell,) = [cell for cell in done.cells if "interact(" in cell.source]
-    (widget,) = [output for output in cell.outputs if output.output_type == "display_data"]
-    assert "application/vnd.jupyter.widget-view+json" in widget.data
+    shown = outputs_of("interact(", parameterize_notebook(load_notebook_node(str(path)), settings))
+    assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown) == 1
     (stored,) = [cell for cell in nbformat.read(path, as_version=4).cells if "interact(" in cell.source]
     assert stored.outputs == []
 
@@ -118,9 +137,9 @@ def test_inference_has_sliders_only_when_asked(tmp_path, image_folder, checkpoin
 @pytest.mark.parametrize("start", ["", "a ViT to fine-tune"])
 def test_checkpoint_notebook_trains_and_saves_at_toy_scale(start, tmp_path, image_folder, checkpoint):
     settings = {"dataset": str(image_folder), "checkpoint": str(checkpoint) if start else "", "output": str(tmp_path)}
-    settings |= {"epochs": 1, "batch_size": 8}
+    settings |= {"epochs": 1, "finishing": 1, "batch_size": 8}
     papermill.execute_notebook(
-        str(PATHS[0]), str(tmp_path / "out.ipynb"), settings, progress_bar=False, execution_timeout=600
+        str(PATHS[0]), str(tmp_path / "out.ipynb"), settings, progress_bar=False, execution_timeout=PATIENCE
     )
     encoder = load_encoder(tmp_path / "checkpoint", device="cpu")
     assert encoder.dim == (32 if start else 192)

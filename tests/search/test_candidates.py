@@ -38,6 +38,12 @@ def near(n, m, dim=10):
     return points[:n].astype(np.float32), points[n:].astype(np.float32)
 
 
+def build(projection, candidates, labels=None, ids=None, **settings):
+    """An index of candidates under this projection."""
+    with mock.patch.object(Projection, "fit", return_value=projection):
+        return BuildLSHTable(**settings).build_from_embeddings(candidates, labels, ids)
+
+
 def oracle(index, embeddings, query):
     """The three stages one after another in plain loops and float64.
 
@@ -62,10 +68,13 @@ def oracle(index, embeddings, query):
 
 @pytest.mark.parametrize("probes", [0, 1, 5])
 @pytest.mark.parametrize(("hash_size", "n", "num_tables"), SIZES)
-def test_a_search_equals_a_slow_oracle_of_its_stages(hash_size, n, num_tables, probes):
+def test_a_search_equals_a_slow_oracle_of_its_stages(hash_size, n, num_tables, probes, clear):
     candidates, queries = near(n, 12)
-    index = BuildLSHTable(hash_size=hash_size, num_tables=num_tables, probes=probes).build_from_embeddings(candidates)
-    assert (index._built().snapshot.starts.size > 0) == (2**hash_size <= n)
+    projection = Projection.fit(normalise(candidates), hash_size, num_tables)
+    candidates, queries = (rows[clear(projection, normalise(rows))] for rows in (candidates, queries))
+    assert len(candidates) >= n - 3 and len(queries) >= 10
+    index = build(projection, candidates, hash_size=hash_size, num_tables=num_tables, probes=probes)
+    assert (index._built().snapshot.starts.size > 0) == (2**hash_size <= len(candidates))
     answers = [oracle(index, candidates, query) for query in queries]
     assert any(levels for levels, _ in answers)  # not all empty
     for index.rerank in (1, 7, None):
@@ -88,24 +97,28 @@ def test_a_search_equals_a_slow_oracle_of_its_stages(hash_size, n, num_tables, p
 
 
 @pytest.mark.parametrize("hash_size", [3, 8, 12, 17, 33, 64])
-def test_every_candidate_finds_itself(hash_size):
+def test_every_candidate_finds_itself(hash_size, clear):
     candidates, _ = cone(300, 0)  # also those in the first and in the last bucket of their only table
     index = BuildLSHTable(hash_size=hash_size, num_tables=1, probes=0, rerank=None).build_from_embeddings(candidates)
-    assert index.search(candidates, 1).ids.ravel().tolist() == list(range(300))
+    found, rows = index.search(candidates, 1).ids.ravel(), np.flatnonzero(clear(index.projection, index.vectors))
+    assert len(rows) > 290 and (found[rows] == rows).all()
 
 
 @pytest.mark.parametrize(("hash_size", "num_tables"), [(3, 2), (8, 10), (13, 20)])
-def test_without_probes_and_limit_a_search_is_the_plain_look_up(hash_size, num_tables):
+def test_without_probes_and_limit_a_search_is_the_plain_look_up(hash_size, num_tables, clear):
     candidates, queries = cone(1000, 60)
     index = BuildLSHTable(hash_size=hash_size, num_tables=num_tables, probes=0, rerank=None)
     result = index.build_from_embeddings(candidates).search(queries, top_k=5)
-    for i, codes in enumerate(index.projection(normalise(queries))):
-        rows = np.array(sorted({int(entry["id_label"]) for entry in index.lsh.query(codes)}), int)
+    vectors, unit, codes = normalise(candidates), normalise(queries), index.projection(normalise(queries))
+    for i in np.flatnonzero(clear(index.projection, unit)):
+        rows = np.array(sorted({int(entry["id_label"]) for entry in index.lsh.query(codes[i])}), int)
         assert result.candidates_seen[i] == result.compared_exactly[i] == len(rows)
         if len(rows):
-            nearest, cosines = exact_neighbours(queries[i : i + 1], candidates[rows], 5)
-            assert result.ids[i, : len(rows)].tolist() == rows[nearest[0]].tolist()
+            _, cosines = exact_neighbours(unit[i : i + 1], vectors[rows], 5)
+            ids = result.ids[i, : len(rows)]
+            assert len(set(ids)) == len(ids) and set(ids) <= set(rows)
             np.testing.assert_allclose(result.cosines[i, : len(rows)], cosines[0], atol=1e-6)  # float32
+            np.testing.assert_allclose(vectors[ids] @ unit[i], cosines[0], atol=1e-6)
 
 
 def seen_by(index, queries):
@@ -130,7 +143,7 @@ def test_enough_probes_see_everything():
     index = BuildLSHTable(hash_size=6, num_tables=2, probes=63, rerank=3).build_from_embeddings(candidates)
     assert (index.search(queries).candidates_seen == 200).all()
     index.probes, index.rerank = 10**6, None
-    np.testing.assert_array_equal(index.search(queries).ids, exact_neighbours(queries, candidates, 10)[0])
+    np.testing.assert_allclose(index.search(queries).cosines, exact_neighbours(queries, candidates, 10)[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("rerank", [0, 1, 40, 10**6, None])
@@ -145,21 +158,18 @@ def test_compared_are_as_many_as_rerank_says_or_all_that_are_seen(rerank):
 
 @pytest.mark.parametrize("m", [0, 1, 63, 64, 65, 300])
 @pytest.mark.parametrize("threads", [1, 4])
-def test_many_queries_get_the_answers_that_each_gets_alone(m, threads, monkeypatch):
+def test_many_queries_get_the_answers_that_each_gets_alone(m, threads, monkeypatch, clear):
     monkeypatch.setattr(search, "THREADS", threads)
     candidates, queries = cone(1000, m)
     index = BuildLSHTable(hash_size=10, probes=2, rerank=30).build_from_embeddings(candidates)
     result = index.search(queries)
     assert result.ids.shape == result.cosines.shape == (m, 10)
     assert result.candidates_seen.shape == result.compared_exactly.shape == (m,)
-    if m:
-        alone = [index.search(query) for query in queries]
-        same = [
-            np.array_equal(getattr(one, name)[0], getattr(result, name)[i])
-            for i, one in enumerate(alone)
-            for name in NAMES
-        ]
-        assert np.mean(same) > 0.99  # all but sign ties: sums are rounded differently by one row and many
+    same = []
+    for i in np.flatnonzero(clear(index.projection, normalise(queries))):
+        alone = index.search(queries[i])
+        same.append(all(np.array_equal(getattr(alone, name)[0], getattr(result, name)[i]) for name in NAMES))
+    assert len(same) >= 0.9 * m and sum(same) >= 0.98 * len(same)  # all but where two buckets are equally near
 
 
 def test_threads_do_not_change_an_answer(monkeypatch):
@@ -192,8 +202,7 @@ def pool():
 
 
 def fresh(projection, points, labels, ids):
-    with mock.patch.object(Projection, "fit", return_value=projection):
-        return BuildLSHTable(**BUILT).build_from_embeddings(points, labels, ids)
+    return build(projection, points, labels, ids, **BUILT)
 
 
 def assert_same_index(index, other, queries):

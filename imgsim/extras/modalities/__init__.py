@@ -1,1 +1,1 @@
-"""Text and sound beside images."""
+"""Encoders of texts and sounds, and captions of rendered leaves."""

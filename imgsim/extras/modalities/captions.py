@@ -1,38 +1,42 @@
-"""Captions of drawn leaves, made of what was drawn, in words that vary.
+"""Captions of rendered leaves, true because the traits are known, in words that vary.
 
-What a caption says is a dict of facts, aspect -> meaning: {"condition": "many rust spots", "background": "soil"}.
-A fact leaves out what lies between two meanings: a leaf of middling brightness is neither dark nor pale.
+A caption states facts, a dict aspect -> meaning: {"condition": "many rust spots", "background": "soil"}. An aspect
+between two meanings is left out: a leaf of middling brightness is neither dark nor pale.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Image
 
-from imgsim.sources.builtin import CLASSES, SPLITS, Traits, draw_traits
+from imgsim.sources.builtin import sample_image
+from imgsim.sources.leaves import CLASSES, Traits
+
+Predicate = Callable[[Traits], bool]
 
 
-def _sick(label, low=0.0, high=1.0):
+def _sick(label: str, low: float = 0, high: float = 1) -> Predicate:
     return lambda traits: traits.label == label and low <= traits.severity <= high
 
 
-def _between(name, low, high):
+def _between(name: str, low: float, high: float) -> Predicate:
     return lambda traits: low <= getattr(traits, name) <= high
 
 
-def _tip(degrees):
+def _tip(degrees: float) -> Predicate:
     return lambda traits: abs((traits.angle - degrees + 180) % 360 - 180) < 30
 
 
-def _behind(name):
+def _behind(name: str) -> Predicate:
     return lambda traits: traits.background == name
 
 
-# Aspect -> meaning -> whether it is true of a leaf, and the words for it.
-MEANINGS = {
+# Aspect -> meaning -> the test whether it is true of a leaf, and the words for it.
+MEANINGS: dict[str, dict[str, tuple[Predicate, tuple[str, ...]]]] = {
     "condition": {
         "healthy": (_sick("healthy"), ("that is healthy", "without spots", "without any disease", "in good health")),
         "rust": (_sick("bean_rust"), ("with rust", "with rust spots", "with bean rust")),
@@ -82,18 +86,17 @@ OPENINGS = ("", "a photo of ", "this is ", "here is ")
 
 
 def traits_of(images: Dataset, seed: int = 0) -> list[Traits]:
-    """What `leaves.draw_folder` drew with this seed, from the names of its files: bean_rust_train.12.jpg."""
+    """Sample the traits of rendered images again, from the seed and the names that `render_folder` gives to files."""
     traits = []
     for image in images.cast_column("image", Image(decode=False))["image"]:
-        name, number = Path(image["path"]).stem.split(".")
+        name, number = Path(image["path"]).stem.split(".")  # bean_rust_train.12.jpg
         label, split = name.rsplit("_", 1)
-        i = int(number) * len(CLASSES) + CLASSES.index(label)
-        traits.append(draw_traits(label, np.random.default_rng([seed, list(SPLITS).index(split), i])))
+        traits.append(sample_image(split, int(number) * len(CLASSES) + CLASSES.index(label), seed)[0])
     return traits
 
 
-def facts_of(traits: Traits, rng=None) -> dict[str, str]:
-    """What is true of a leaf; with a generator a random part of it, as somebody would say who looks at it."""
+def facts_of(traits: Traits, rng: np.random.Generator | None = None) -> dict[str, str]:
+    """Return what is true of a leaf; with a generator a random part of it, as a person would describe it."""
     facts = {}
     for aspect, meanings in MEANINGS.items():
         true = [meaning for meaning, (holds, _) in meanings.items() if holds(traits)]
@@ -103,26 +106,27 @@ def facts_of(traits: Traits, rng=None) -> dict[str, str]:
 
 
 def fits(facts: dict[str, str], traits: Traits) -> bool:
-    """Whether everything that a caption says is true of a leaf."""
+    """Tell whether all facts are true of a leaf."""
     return all(MEANINGS[aspect][meaning][0](traits) for aspect, meaning in facts.items())
 
 
-def caption(facts: dict[str, str], rng) -> str:
-    """Facts in words: "a dark bean leaf with many rust spots on soil"."""
+def caption(facts: dict[str, str], rng: np.random.Generator) -> str:
+    """Put facts into words: "a dark bean leaf with many rust spots on soil"."""
 
-    def word(choices):
-        return choices[rng.integers(len(choices))]
+    def choose(words: tuple[str, ...]) -> str:
+        return words[rng.integers(len(words))]
 
-    said = {aspect: word(MEANINGS[aspect][meaning][1]) for aspect, meaning in facts.items()}
-    adjectives = [said.pop(aspect) for aspect in ADJECTIVES if aspect in said]
-    rest = list(said.values())
-    rng.shuffle(adjectives), rng.shuffle(rest)
-    return word(OPENINGS) + " ".join(["a", *adjectives, word(LEAVES), *rest])
+    phrases = {aspect: choose(MEANINGS[aspect][meaning][1]) for aspect, meaning in facts.items()}
+    adjectives = [phrases.pop(aspect) for aspect in ADJECTIVES if aspect in phrases]
+    others = list(phrases.values())
+    rng.shuffle(adjectives)
+    rng.shuffle(others)
+    return choose(OPENINGS) + " ".join(["a", *adjectives, choose(LEAVES), *others])
 
 
-def unseen(count: int = 20, seed: int = 0) -> list[dict[str, str]]:
-    """Combinations of a condition, an adjective and a common background that no training caption says: the test."""
+def unseen_facts(count: int = 20, seed: int = 0) -> list[dict[str, str]]:
+    """Choose combinations of condition, adjective and common background that no training caption states."""
     adjectives = [(aspect, meaning) for aspect in ADJECTIVES for meaning in MEANINGS[aspect]]
-    every = list(product(MEANINGS["condition"], adjectives, ("soil", "straw", "foliage")))
-    chosen = np.random.default_rng(seed).permutation(len(every))[:count]
-    return [{"condition": every[i][0], every[i][1][0]: every[i][1][1], "background": every[i][2]} for i in chosen]
+    combinations = list(product(MEANINGS["condition"], adjectives, ("soil", "straw", "foliage")))
+    chosen = [combinations[i] for i in np.random.default_rng(seed).permutation(len(combinations))[:count]]
+    return [{"condition": c, aspect: meaning, "background": b} for c, (aspect, meaning), b in chosen]

@@ -10,7 +10,8 @@ from hashlib import blake2b
 from itertools import product
 from pathlib import Path
 
-from imgsim.extras.runs.runner import check, digests_of, read_params, run_name
+from imgsim.extras.runs.inputs import digests_of
+from imgsim.extras.runs.settings import complete_settings, read_params, run_name
 from imgsim.images import candidates_and_queries, load_images
 
 SEARCH_SETTINGS = ("hash_size", "num_tables", "probes", "seed", "top_k")  # all other settings decide the embeddings
@@ -36,7 +37,7 @@ def read_points(path) -> list[dict]:
         if empty := [key for key, values in lists.items() if not values]:
             raise ValueError(f"{empty[0]} in {str(path)!r} is an empty list.")
         for values in product(*lists.values()):
-            point = {"point": str(name)} | check(dict(zip(lists, values, strict=True)))
+            point = {"point": str(name)} | complete_settings(dict(zip(lists, values, strict=True)))
             if point not in points:
                 points.append(point)
     return points

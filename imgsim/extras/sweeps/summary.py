@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from imgsim.extras.runs.runner import DEFAULTS
+from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.sources.names import split_checkpoint
 
 CURVE_SETTINGS = ("hash_size", "num_tables", "seed", "top_k", "batch_size")  # vary along a curve, or do not matter

@@ -15,9 +15,11 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from imgsim.extras.runs.environment import environ
+from imgsim.extras.runs.environment import POINT, environ, environment
+from imgsim.extras.runs.inputs import find_inputs
 from imgsim.extras.runs.report import write_report
-from imgsim.extras.runs.runner import DEFAULTS, NOTEBOOK_TOOLS, POINT, environment, execute, find_inputs
+from imgsim.extras.runs.run import NOTEBOOK_TOOLS, execute
+from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.extras.sweeps.points import DISK_FULL, prepare_jobs, read_points, record_failure
 from imgsim.sources.cache import atomic_write, write_json
 from imgsim.sources.errors import require

@@ -36,11 +36,12 @@ from transformers import (
 from imgsim import BuildLSHTable, load_encoder
 from imgsim.encoder import BUILTIN as LEAF_VIT
 from imgsim.extras.modalities import encoders as modalities
-from imgsim.extras.modalities.captions import ADJECTIVES, MEANINGS, caption, facts_of, fits, traits_of, unseen
+from imgsim.extras.modalities.captions import ADJECTIVES, MEANINGS, caption, facts_of, fits, traits_of, unseen_facts
 from imgsim.extras.modalities.encoders import TextEncoder, load_audio_encoder, load_dual_encoder
 from imgsim.hashing import normalise
-from imgsim.sources.builtin import CLASSES, SPLITS, draw_folder, draw_leaf, draw_traits
+from imgsim.sources.builtin import render_folder, sample_image
 from imgsim.sources.decode import open_image
+from imgsim.sources.leaves import CLASSES, render_leaf, sample_traits
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -51,22 +52,22 @@ RATE = 16_000
 # Captions
 
 
-def test_traits_are_those_that_were_drawn(tmp_path):
-    folder = draw_folder(tmp_path / "leaves", seed=3, sizes={"train": 4, "test": 2}, size=64)
+def test_traits_are_those_that_were_rendered(tmp_path):
+    folder = render_folder(tmp_path / "leaves", seed=3, sizes={"train": 4, "test": 2}, size=64)
     for split in ("train", "test"):
         paths = [str(path) for path in sorted((folder / split).rglob("*.jpg"))]
         images = Dataset.from_dict({"image": paths}).cast_column("image", Image())
         for path, traits in zip(paths, traits_of(images, seed=3), strict=True):
             i = int(path.split(".")[-2]) * 3 + CLASSES.index(traits.label)
-            rng = np.random.default_rng([3, list(SPLITS).index(split), i])
-            assert traits == draw_traits(traits.label, rng)
-            again, kept = np.float32(draw_leaf(traits, rng, 64)), np.float32(open_image(path))
-            assert np.abs(again - kept).mean() < 12  # JPEG
+            again, rng = sample_image(split, i, seed=3)
+            assert traits == again
+            rendered, kept = np.float32(render_leaf(traits, rng, 64)), np.float32(open_image(path))
+            assert np.abs(rendered - kept).mean() < 12  # JPEG
 
 
 def some_traits(count):
     rng = np.random.default_rng(0)
-    return [draw_traits(CLASSES[i % 3], rng) for i in range(count)]
+    return [sample_traits(CLASSES[i % 3], rng) for i in range(count)]
 
 
 def test_captions_are_true_varied_and_partial():
@@ -94,8 +95,8 @@ def test_what_is_false_does_not_fit():
 
 
 def test_unseen_combinations_are_twenty_and_share_every_word_with_others():
-    combinations = unseen()
-    assert len({tuple(sorted(facts.items())) for facts in combinations}) == 20 and combinations == unseen()
+    combinations = unseen_facts()
+    assert len({tuple(sorted(facts.items())) for facts in combinations}) == 20 and combinations == unseen_facts()
     for aspect in ("condition", *ADJECTIVES):
         assert all(facts.get(aspect) in (None, *MEANINGS[aspect]) for facts in combinations)
     assert all(len(facts) == 3 for facts in combinations)
@@ -121,11 +122,11 @@ def test_texts_find_images_that_fit_them(dual):
     """Show 2 at small scale: captions that the training never said, among leaves that it never saw."""
     images, texts = dual
     rng = np.random.default_rng(0)
-    leaves = [draw_traits(CLASSES[i % 3], rng) for i in range(1500)]
-    asked = [facts for facts in unseen() if sum(fits(facts, leaf) for leaf in leaves[:300]) >= 3][:6]
+    leaves = [sample_traits(CLASSES[i % 3], rng) for i in range(1500)]
+    asked = [facts for facts in unseen_facts() if sum(fits(facts, leaf) for leaf in leaves[:300]) >= 3][:6]
     wanted = [leaf for facts in asked for leaf in [leaf for leaf in leaves[300:] if fits(facts, leaf)][:3]]
     leaves = wanted + leaves[: 120 - len(wanted)]
-    index = BuildLSHTable(images).build_from_embeddings(images.embed([draw_leaf(leaf, rng, 224) for leaf in leaves]))
+    index = BuildLSHTable(images).build_from_embeddings(images.embed([render_leaf(leaf, rng, 224) for leaf in leaves]))
     found = index.search(texts.embed([caption(facts, rng) for facts in asked]), 5).ids
     true = np.array([[fits(facts, leaf) for leaf in leaves] for facts in asked])
     share, chance = np.take_along_axis(true, found, 1).mean(), true.mean()

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from imgsim.encoder import load_encoder
 from imgsim.extras.cli import main
-from imgsim.extras.runs.runner import DEFAULTS, NOTEBOOKS, check, read_params, replacing, run_name
+from imgsim.extras.runs.environment import NOTEBOOKS
+from imgsim.extras.runs.run import fresh_folder
+from imgsim.extras.runs.settings import DEFAULTS, complete_settings, read_params, run_name
 from imgsim.images import load_images
 from imgsim.index import BuildLSHTable
 
@@ -65,7 +67,13 @@ def test_run_json_holds_all_that_decides_a_result(toy_run):
     assert {"versions", "machine", "code", "commit", "changed"} == set(content["environment"])
 
 
-def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, capsys):
+@pytest.fixture
+def short_runs(monkeypatch):
+    """Runs of notebooks 3 and 4 only, which make all that a repetition compares."""
+    monkeypatch.setattr("imgsim.extras.runs.run.NOTEBOOKS", NOTEBOOKS[2:])
+
+
+def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, capsys, short_runs):
     assert main(["repeat", str(toy_run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0] for line in lines if line.endswith(" identical")}
@@ -73,7 +81,9 @@ def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, caps
     assert "Changed: nothing." in lines and lines[-1] == "Identical: every metric came out the same."
 
 
-def test_repeat_says_what_differs_when_an_image_and_a_weight_have_changed(toy_run, tmp_path, checkpoint, draw, capsys):
+def test_repeat_says_what_differs_when_an_image_and_a_weight_have_changed(
+    toy_run, tmp_path, checkpoint, draw, capsys, short_runs
+):
     content, run = json.loads((toy_run / "run.json").read_text()), tmp_path / "run"
     run.mkdir()
     shutil.copy(toy_run / "metrics.json", run)
@@ -89,6 +99,36 @@ def test_repeat_says_what_differs_when_an_image_and_a_weight_have_changed(toy_ru
     *_, unchanged, changed, verdict = capsys.readouterr().out.splitlines()
     assert changed == "Changed: checkpoint, images of the candidates, projection, index."
     assert "images of the queries" in unchanged and "code" in unchanged and "participation_ratio" in verdict
+
+
+@pytest.mark.parametrize(
+    ("metrics", "digests", "verdict", "exit_code"),
+    [
+        ({}, {}, "Identical", 0),
+        ({"participation_ratio": 1.001}, {"index": {"vectors": "other"}}, "The same within rounding", 0),
+        ({"recall_at_10": 1.002, "candidate_fraction": 0.999}, {}, "The same within rounding", 0),
+        ({"participation_ratio": 1.02}, {"index": {"vectors": "other"}}, "Differs in participation_ratio.", 1),
+        ({"candidates": 2}, {}, "Differs in candidates.", 1),
+        ({"participation_ratio": 1.001}, {"candidates": "other"}, "Differs in participation_ratio.", 1),
+    ],
+)
+def test_repeat_tells_rounding_from_a_difference(
+    metrics, digests, verdict, exit_code, toy_run, tmp_path, capsys, monkeypatch
+):
+    """A run whose metrics were multiplied and whose digests were replaced, as on another machine."""
+    record, measured = json.loads((toy_run / "run.json").read_text()), metrics_of(toy_run)
+    record["digests"] |= digests | {"index": record["digests"]["index"] | digests.get("index", {})}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    measured |= {name: measured[name] * factor for name, factor in metrics.items()}
+    (tmp_path / "metrics.json").write_text(json.dumps(measured))
+    monkeypatch.setattr("imgsim.extras.runs.saved.run", lambda settings, output: toy_run)
+    assert main(["repeat", str(tmp_path)]) == exit_code
+    *lines, same, changed, last = capsys.readouterr().out.splitlines()
+    assert last.startswith(verdict) and ("index" in changed) == (exit_code == 1 and "index" in digests)
+    assert ("index" in same) == ("index" not in digests)
+    for name in metrics:
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert line.endswith("differs" if exit_code else "the same within rounding")
 
 
 def test_query_prints_a_ranked_table_and_draws_it(toy_run, image_folder, checkpoint, capsys):
@@ -119,7 +159,7 @@ def test_query_refuses_in_one_sentence(toy_run, image_folder, tmp_path, capsys):
         ([str(bare), str(photo)], "holds no index"),
         ([str(toy_run), "/nowhere.jpg"], "/nowhere.jpg"),
         ([str(toy_run), str(tmp_path / "broken.jpg")], "broken.jpg"),
-        ([str(toy_run), str(photo), "--top-k", "0"], "top_k is 0"),
+        ([str(toy_run), str(photo), "--top-k", "0"], "top_k must be a whole number"),
         ([str(other), str(photo)], "was made with the checkpoint"),
     ):
         assert main(["query", *arguments]) == 1
@@ -170,10 +210,10 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
         (["--checkpoint", "EMPTY"], "EMPTY"),
         (["--checkpoint", "nobody/nothing"], "builtin"),
         (["--dataset", "nobody/nothing"], "builtin"),
-        (["--hash-size", "0"], "hash_size is 0"),
+        (["--hash-size", "0"], "hash_size must be a whole number"),
         (["--hash-size", "65"], "hash_size is 65"),
-        (["--num-tables", "0"], "num_tables is 0"),
-        (["--top-k", "0"], "top_k is 0"),
+        (["--num-tables", "0"], "num_tables must be a whole number"),
+        (["--top-k", "0"], "top_k must be a whole number"),
         (["--dtype", "float17"], "float17"),
         (["--params", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--params", "MISSPELT"], "hash_sise"),
@@ -184,7 +224,7 @@ def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, 
         (["--dataset", "LONELY", "--label-column", "species"], "no columns"),
         (["--dataset", "nobody/nothing?split=test", "--split", "train"], "already"),
         (["--dataset", "nobody/nothing?colour=red"], "image=..."),
-        (["--params", "TWICE"], "seed stands there twice"),
+        (["--params", "TWICE"], "seed occurs twice"),
         (["--checkpoint", ""], "checkpoint is empty"),
     ],
 )
@@ -199,7 +239,7 @@ def test_bad_input_is_one_sentence_before_anything_is_written(options, named, tm
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
     assert main(["run", *options, "--output", str(tmp_path / "out")]) == 1
-    assert time.monotonic() - start < 10  # also where the Hub cannot be reached
+    assert time.monotonic() - start < 45  # also where the Hub cannot be reached
     message = capsys.readouterr().err.strip()
     assert message.startswith("error: ") and named in message and "\n" not in message
     assert not (tmp_path / "out").exists()
@@ -215,7 +255,12 @@ def test_unknown_options_are_one_sentence_too(options, capsys):
 
 def test_options_of_a_data_set_become_part_of_its_name(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("imgsim.extras.cli.run", lambda settings, output: asked.append(settings["dataset"]) or tmp_path)
+
+    def run(settings, output):
+        asked.append(settings["dataset"])
+        return tmp_path
+
+    monkeypatch.setattr("imgsim.extras.runs.run.run", run)
     params = tmp_path / "params.yaml"
     params.write_text("dataset: owner/name\n")
     options = ["--revision", "v1", "--split", "train", "--image-column", "img", "--label-column", "species"]
@@ -228,7 +273,7 @@ def test_runs_that_differ_have_folders_that_differ():
     base = {"checkpoint": "/photos/vit", "dataset": "/a/beans"}
     others = ({"dtype": "bfloat16"}, {"checkpoint": "untrained:/photos/vit"}, {"dataset": "/a/beans?split=test"})
     others += ({"probes": 3}, {"seed": 1}, {"hash_size": 9}, {"num_tables": 9})
-    names = [run_name(check(base | other)) for other in ({}, *others)]
+    names = [run_name(complete_settings(base | other)) for other in ({}, *others)]
     assert names[0] == "beans-vit-k8-L10-p8-seed0" and names[2] == "beans-untrained-vit-k8-L10-p8-seed0"
     assert len(set(names)) == len(names) and not any(set(name) & set("/?=:") for name in names)
 
@@ -237,15 +282,15 @@ def test_checkpoint_called_075_stays_text(tmp_path):
     params = tmp_path / "params.yaml"
     params.write_text("checkpoint: 075\nseed: 7\n")
     assert read_params(params) == {"checkpoint": "075", "seed": 7}
-    assert run_name(check({"checkpoint": "075"})) == "builtin-075-k8-L10-p8-seed0"
+    assert run_name(complete_settings({"checkpoint": "075"})) == "builtin-075-k8-L10-p8-seed0"
     with pytest.raises(ValueError, match="checkpoint must be text, not 75"):
-        check({"checkpoint": 75})
-    assert set(check({})) == set(DEFAULTS)
+        complete_settings({"checkpoint": 75})
+    assert set(complete_settings({})) == set(DEFAULTS)
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "thesis.doc").touch()
-    with pytest.raises(ValueError, match="other files"), replacing(tmp_path):
+    with pytest.raises(ValueError, match="other files"), fresh_folder(tmp_path):
         pass
     assert (tmp_path / "thesis.doc").exists()
 
@@ -255,7 +300,7 @@ def test_a_killed_run_is_cleared_away_and_what_it_meant_to_replace_is_kept(tmp_p
     folder.mkdir(), before.mkdir()
     (folder / "01_embeddings.ipynb").touch()  # half a run
     (before / "run.json").touch()  # the whole one that it would have replaced
-    with pytest.raises(KeyboardInterrupt), replacing(folder):
+    with pytest.raises(KeyboardInterrupt), fresh_folder(folder):
         assert not any(folder.iterdir())
         raise KeyboardInterrupt
     assert (folder / "run.json").exists() and not before.exists()

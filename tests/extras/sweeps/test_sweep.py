@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from imgsim.encoder import load_encoder
 from imgsim.evaluation import evaluate
 from imgsim.extras.cli import main
-from imgsim.extras.runs.runner import DEFAULTS, environment
+from imgsim.extras.runs.environment import environment
 from imgsim.extras.runs.saved import TIMES
+from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.extras.sweeps import points as points_module
 from imgsim.extras.sweeps import sweep
 from imgsim.extras.sweeps.inputs import read_inputs, write_inputs

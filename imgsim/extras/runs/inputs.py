@@ -1,0 +1,69 @@
+"""What goes into a run: where its dataset and checkpoint are, and digests of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset, Image
+
+from imgsim.extras.runs.settings import DEFAULTS
+from imgsim.images import fingerprint
+from imgsim.sources.hub import locate
+from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
+
+
+def find_inputs(settings: dict) -> tuple[dict, dict]:
+    """Find dataset and checkpoint before anything runs.
+
+    Returns:
+        The settings with whole paths, and the Hub's commits as {"dataset_commit", "checkpoint_commit"}.
+
+    Raises:
+        ValueError: there is no such dataset or checkpoint.
+        ConnectionError: the Hub cannot be reached.
+    """
+    settings, commits = dict(settings), {}
+    name, options = split_source(settings["dataset"])
+    if name != "builtin":
+        folder = locate(name, "dataset")
+        if commit := commit_of(folder):
+            commits["dataset_commit"] = commit
+        else:
+            settings["dataset"] = join_source(str(folder), options)
+    prefix, name = split_checkpoint(settings["checkpoint"])
+    if settings["dtype"] != DEFAULTS["dtype"]:
+        from imgsim.models.loading import pick_device, pick_dtype  # torch
+
+        pick_dtype(settings["dtype"], pick_device(name), name)
+    if is_onnx(name):
+        from imgsim.models.onnx import OnnxModel
+
+        settings["checkpoint"] = f"{prefix}{OnnxModel(name).file.resolve()}"
+    elif name != "builtin":
+        folder = locate(name, "checkpoint")
+        if not ((folder / "config.json").exists() and any(folder.glob("*.safetensors"))):
+            raise ValueError(f"checkpoint {str(folder)!r}: there is no config.json with safetensors weights beside it.")
+        if commit := commit_of(folder):
+            commits["checkpoint_commit"] = commit
+        else:
+            settings["checkpoint"] = f"{prefix}{folder}"
+    return settings, commits
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit of a folder in the Hub's cache, whose snapshots are named by commit."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def digests_of(splits: tuple[Dataset, Dataset]) -> dict[str, str]:
+    """Return digests of the images of (candidates, queries)."""
+    candidates, queries = splits
+    return {"candidates": fingerprint(candidates), "queries": fingerprint(queries)}
+
+
+def image_files(images: Dataset) -> list[str] | None:
+    """Return the images' paths, or None if they are parts of larger files."""
+    sources = images.cast_column("image", Image(decode=False))["image"]
+    if sources[0]["bytes"] is not None:
+        return None
+    return [source["path"] for source in sources]
