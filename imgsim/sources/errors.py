@@ -9,7 +9,7 @@ INSTALLED_AS = {"ray": "ray[data]"}  # modules whose name for pip is another
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, without its further explanations."""
+    """Return the first line of what an error says."""
     return str(error).strip().partition("\n")[0]
 
 
