@@ -6,7 +6,6 @@ import tomllib
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
@@ -47,6 +46,8 @@ def clean(notebook, prefix: str) -> None:
 
 def execute(path: Path) -> None:
     """Run a notebook and keep it clean."""
+    from nbclient import NotebookClient  # the hook before a commit, which only cleans, has nbformat alone
+
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": path.parent}}

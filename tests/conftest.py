@@ -23,6 +23,16 @@ CLASSES = {"blue": (0.2, 0.3, 1), "green": (0.3, 1, 0.2), "red": (1, 0.2, 0.3)}
 SPLITS = {"train": 8, "validation": 2, "test": 3}  # images a class
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark tests by their folder: `notebooks` and `extras`."""
+    for item in items:
+        folders = item.path.relative_to(config.rootpath).parts[:-1]
+        for folder, marker in (("notebooks", "notebook"), ("extras", "extra")):
+            if folder in folders:
+                item.add_marker(marker)
+
+
 @pytest.fixture(scope="session")
 def draw():
     """A function that draws colour noise, an image of 40 x 30 pixels, from a seed."""

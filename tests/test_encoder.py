@@ -399,6 +399,7 @@ for _ in range(30):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_use_the_cache_at_once(checkpoint, image_folder, encoder, images, own_cache):
     expected = encoder.embed(images["test"]["image"])
     other = subprocess.Popen([sys.executable, "-c", OTHER, str(checkpoint), str(image_folder), own_cache])

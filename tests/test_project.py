@@ -7,46 +7,50 @@ import sys
 import tomllib
 from pathlib import Path
 
-import nbformat
 import pytest
+
+pytest.importorskip("nbformat", reason="the extra notebooks is not installed")
+
+import nbformat
 import yaml
 from baseline import BAND, SAME, compare
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from refresh import WIDGET, address, readdress, rewrite
 
 from imgsim.extras.runs.settings import DEFAULTS, complete_settings
 from imgsim.extras.sweeps.points import read_points
 
 ROOT = Path(__file__).resolve().parent.parent
-PINS = [
-    line
-    for name in ("requirements.txt", "requirements-extras.txt")
-    for line in (ROOT / name).read_text().splitlines()
-    if not line.startswith("#")
-]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_pins_are_plain_and_install_anywhere():
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in PINS)
+def pins(file):
+    """The pins of a file, each a name in lower case with hyphens and a version."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith(("#", "-r "))]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
+    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
 def test_pins_satisfy_every_range_in_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [
-        *project["dependencies"],
-        *(line for extra in project["optional-dependencies"].values() for line in extra),
-    ]
-    pins = {name.lower().replace("_", "-"): pin for name, _, pin in (line.partition("==") for line in PINS)}
-    for requirement in map(Requirement, wanted):
-        assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
+    extras = PROJECT["project"]["optional-dependencies"]
+    run, test = pins("requirements.txt"), pins("requirements-test.txt")
+    assert not run.keys() & test.keys()
+    for pinned, wanted in (
+        (run, PROJECT["project"]["dependencies"] + extras["notebooks"]),
+        (run | test, [line for lines in extras.values() for line in lines]),
+    ):
+        for requirement in map(Requirement, wanted):
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
-def test_make_knows_every_target():
-    lines = (ROOT / "Makefile").read_text().splitlines()
-    (named,) = (set(line.split()[1:]) for line in lines if line.startswith(".PHONY:"))
-    assert named == {line.partition(":")[0] for line in lines if " ## " in line or line.startswith("pins:")}
-    told = subprocess.run(["make", "-n", "pins"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told.count("pip freeze") == 2 and "> requirements" not in told  # written beside, then moved
+def test_what_make_run_installs_holds_no_tool_of_the_tests():
+    assert not pins("requirements.txt").keys() & {"faiss-cpu", "hypothesis", "mypy", "nbval", "pytest", "ruff"}
+
+
+def test_every_package_is_in_the_wheel():
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "imgsim").rglob("__init__.py")}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages | {"imgsim.notebooks"}
 
 
 def test_conda_environment_points_at_the_same_pins():
@@ -111,9 +115,9 @@ def test_the_documentation_tells_the_defaults():
         assert re.search(rf"^\| `{name}` \|.*\| `?{value}`? \|$", page, re.MULTILINE), name
 
 
-def test_import_is_light():
+def test_import_is_light_and_tells_the_version():
     code = "import sys, imgsim; assert not {'torch', 'datasets', 'matplotlib', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", f"{code}; assert imgsim.__version__[0].isdigit()"], check=True)
 
 
 def test_nothing_is_unpickled_and_no_remote_code_is_trusted():

@@ -9,6 +9,7 @@ from imgsim.extras.runs.assess import assess
 from imgsim.images import labels_of
 
 
+@pytest.mark.slow
 def test_builtin_checkpoint_carries_the_classes_and_more():
     rows = [line.rsplit(maxsplit=2) for line in assess().splitlines()[1:]]
     precision = {name.strip(): float(value) for name, value, _ in rows}
@@ -17,6 +18,7 @@ def test_builtin_checkpoint_carries_the_classes_and_more():
     assert precision["the same, untrained"] <= 0.6 and precision["pixels"] <= 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("checkpoint", "published"), [("mobilenet-v1-025", 0.745), ("mobilenet-v1-075", 0.839)])
 def test_real_checkpoints_reach_their_known_precision_on_real_beans(real, checkpoint, published):
     candidates, queries = candidates_and_queries(load_images(real / "beans"))

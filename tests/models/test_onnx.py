@@ -5,13 +5,17 @@ import pickle
 import shutil
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
 from imgsim import BuildLSHTable, load_encoder
 from imgsim.extras.cli import main
 from imgsim.models.onnx import SETTINGS, OnnxModel, export_onnx
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+pytestmark = pytest.mark.extra
 
 ALIKE = 1e-4
 

@@ -187,6 +187,7 @@ def test_every_family_is_embedded_as_it_defines_it(family, save, images, table, 
     np.testing.assert_allclose(shuffled, rows[order], atol=ALIKE * scale)
 
 
+@pytest.mark.slow
 def test_bare_models_and_heads_given_as_modules_are_embedded_alike(save, images):
     for family in ("DINOv3 ViT", "DINOv3 ConvNeXT", "ViTMAE", "BEiT", "CLIP"):
         kind, settings, pooling, *_ = FAMILIES[family]

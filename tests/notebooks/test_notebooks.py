@@ -7,9 +7,12 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("papermill", reason="the extra notebooks is not installed")
+
 import nbformat
 import papermill
-import pytest
 from jupyter_client.manager import start_new_kernel
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
+
+pytest.importorskip("nbval", reason="nbval is not installed")
+
+import nbformat
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from tolerance import COUNTS_VARY, are_alike
 

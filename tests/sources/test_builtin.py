@@ -66,6 +66,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_a_processor_without_avx_512_renders_the_same_pixels():
     older = "X86_V4 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"  # numpy's names by version
     command = [sys.executable, "-W", "ignore", "-c", DIGEST]

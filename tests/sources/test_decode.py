@@ -158,6 +158,7 @@ def test_postscript_is_never_handed_to_another_program(monkeypatch, refused):
         open_image(BROKEN["PostScript.jpg"][0])
 
 
+@pytest.mark.slow
 def test_a_large_photograph_is_opened(tmp_path):
     with warnings.catch_warnings(action="ignore"):
         assert open_image(contents(PIL.Image.new("1", (10000, 10000)))).size == (10000, 10000)

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import nbformat
 import pytest
 from oddities import BROKEN, ODD, PLAIN, looks_like, write_broken, write_odd
 
@@ -39,7 +38,11 @@ def test_the_good_are_right_and_the_bad_are_listed(hostile, capsys):
     assert not known and images["train"].features["labels"].names == ["one", "three", "two"]
 
 
+@pytest.mark.slow
 def test_a_run_on_unlabelled_images_lists_what_it_left_out(hostile, checkpoint, tmp_path, capsys):
+    pytest.importorskip("papermill", reason="the extra notebooks is not installed")
+    import nbformat
+
     folder, bad = hostile
     output = tmp_path / "run"
     # As one's own photographs are: some here, some deeper, and all the others once more through a link.

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import papermill
 import pytest
 import torch
 from datasets import Dataset, Image
@@ -40,6 +39,8 @@ from imgsim.hashing import normalise
 from imgsim.sources.builtin import render_folder, sample_image
 from imgsim.sources.decode import open_image
 from imgsim.sources.leaves import CLASSES, render_leaf, sample_traits
+
+papermill = pytest.importorskip("papermill", reason="the extra notebooks is not installed")
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

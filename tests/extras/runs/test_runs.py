@@ -19,6 +19,8 @@ from imgsim.extras.runs.settings import DEFAULTS, complete_settings, read_params
 from imgsim.images import load_images
 from imgsim.index import BuildLSHTable
 
+pytest.importorskip("papermill", reason="the extra notebooks is not installed")
+
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = {
     *("schema", "dataset", "checkpoint", "dim", "hash_size", "num_tables", "probes", "seed", "dtype"),

@@ -9,11 +9,13 @@ import time
 from contextlib import suppress
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
+pytest.importorskip("psutil", reason="the extra notebooks is not installed")
 pytest.importorskip("ray", reason="the extra scale is not installed")
+
+import psutil
 
 from imgsim import candidates_and_queries, load_encoder, load_images
 from imgsim.extras.scale.build import build_index

@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
 from datasets import DatasetDict
@@ -31,6 +30,9 @@ from imgsim.extras.sweeps.summary import mean_over_seeds, pareto_mask, recommend
 from imgsim.figures import INK, RIGHT, WRONG, plot_matches
 from imgsim.images import candidates_and_queries, labels_of, load_images
 from imgsim.index import BuildLSHTable
+
+psutil = pytest.importorskip("psutil", reason="the extra notebooks is not installed")
+pytest.importorskip("papermill", reason="the extra notebooks is not installed")
 
 CHANGING = ["seconds", *TIMES]
 
