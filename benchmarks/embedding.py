@@ -1,4 +1,4 @@
-"""Images a second from files to embeddings: imgsim, the model's bare forward pass, and the published path, in one run.
+"""Compare images per second from files to embeddings: imgsim, the model's bare forward pass, and the published path.
 
 All three embed the same images with the same weights; rounds are interleaved, and medians are shown.
 """

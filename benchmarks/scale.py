@@ -1,7 +1,7 @@
-"""Scaling out, measured: building and asking tables of generated embeddings, and embedding beside one process.
+"""Measure scaling out: building and searching tables of generated embeddings, and embedding beside one process.
 
     python benchmarks/scale.py                                       1,000,000 x 256 generated, 10 tables
-    python benchmarks/scale.py --images FOLDER --checkpoint NAME     images a second, in one run with a single process
+    python benchmarks/scale.py --images FOLDER --checkpoint NAME     images per second, in one run with a single process
 
 Memory is that of this process and all that Ray starts (proportional set sizes). A query through Parquet or mapped files
 is cold: in a process of its own, from opening the index to the answer, with the files out of the page cache where the
@@ -26,8 +26,8 @@ from search import cone_mixture
 
 from imgsim.encoder import load_encoder
 from imgsim.evaluation import exact_neighbours, recall_at_k
-from imgsim.extras.scale.build import build
-from imgsim.extras.scale.embed import embed, store_embeddings
+from imgsim.extras.scale.build import build_index
+from imgsim.extras.scale.embed import embed_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.index import BuildLSHTable
 from imgsim.sources.folder import find_images
@@ -73,32 +73,33 @@ def watch(peak: list[float], ended: threading.Event) -> None:
         peak[0] = max(peak[0], total)
 
 
-def tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
-    points, queries = cone_mixture(count, dim, 200)
-    points = points.astype(np.float16)
+def time_tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
+    """Build an index of generated embeddings, export it, and search in its files, in mapped arrays and in memory."""
+    embeddings, queries = cone_mixture(count, dim, 200)
+    embeddings = embeddings.astype(np.float16)
     start = time.perf_counter()
-    embeddings = store_embeddings(folder, points)
+    stored = store_embeddings(folder, embeddings)
     print(f"{count:,} x {dim} stored in {time.perf_counter() - start:.1f} s")
     peak, ended, before = [0.0], threading.Event(), psutil.Process().memory_full_info().pss
     threading.Thread(target=watch, args=(peak, ended), daemon=True).start()
     start = time.perf_counter()
-    manifest = build(folder, num_tables=num_tables)
+    manifest = build_index(folder, num_tables=num_tables)
     seconds = time.perf_counter() - start
     ended.set()
     print(f"build: {seconds:.1f} s, Ray's start and end included; {(peak[0] - before) / 1e9:.2f} GB at most")
-    sizes = {"embeddings": embeddings["files"], "signatures": [], "tables": []}
+    sizes = {"embeddings": stored["files"], "signatures": [], "tables": []}
     for file in manifest["files"]:
         sizes["tables" if "place" in file else "signatures"].append(file)
     for name, files in sizes.items():
-        print(f"{name}: {sum(file['bytes'] for file in files) / count:.1f} bytes an image in {len(files)} files")
+        print(f"{name}: {sum(file['bytes'] for file in files) / count:.1f} bytes per image in {len(files)} files")
     start = time.perf_counter()
     index = ShardedIndex(folder)
     exported = index.export(folder / "mapped")
     size = sum(path.stat().st_size for path in exported.iterdir()) / count
-    print(f"export: {time.perf_counter() - start:.1f} s, {size:.0f} bytes an image")
-    memory = BuildLSHTable(hash_size=manifest["hash_size"], num_tables=num_tables).build_from_embeddings(points)
+    print(f"export: {time.perf_counter() - start:.1f} s, {size:.0f} bytes per image")
+    memory = BuildLSHTable(hash_size=manifest["hash_size"], num_tables=num_tables).build_from_embeddings(embeddings)
     print(f"in memory, beside it: built in {memory.build_seconds:.1f} s")
-    truth, _ = exact_neighbours(queries, points, 10)
+    truth, _ = exact_neighbours(queries, embeddings, 10)
     found = BuildLSHTable.load(exported, mapped=True).search(queries)
     print(
         f"{manifest['hash_size']} bits: recall {recall_at_k(found.ids, truth):.3f}, "
@@ -113,7 +114,7 @@ def tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
     start = time.perf_counter()
     for query in queries:
         memory.search(query)
-    print(f"in memory: {1000 * (time.perf_counter() - start) / len(queries):.1f} ms a query")
+    print(f"in memory: {1000 * (time.perf_counter() - start) / len(queries):.1f} ms per query")
 
 
 def watch_actors(cores: list[float], ended: threading.Event) -> None:
@@ -130,7 +131,8 @@ def watch_actors(cores: list[float], ended: threading.Event) -> None:
             cores.append(sum(process.cpu_percent() for process in known.values()) / 100)
 
 
-def images_a_second(images: str, checkpoint: str, concurrency: int, rounds: int, folder: Path) -> None:
+def time_embedding(images: str, checkpoint: str, concurrency: int, rounds: int, folder: Path) -> None:
+    """Embed the images of a folder by one process and by several actors, in turn, and compare rates per core."""
     encoder, paths = load_encoder(checkpoint), list(find_images(Path(images)))
     encoder.embed(paths)  # what is slow the first time
     for _ in range(rounds):
@@ -141,8 +143,9 @@ def images_a_second(images: str, checkpoint: str, concurrency: int, rounds: int,
         shutil.rmtree(folder / "embeddings", ignore_errors=True)
         cores, ended = [], threading.Event()
         threading.Thread(target=watch_actors, args=(cores, ended), daemon=True).start()
-        many = embed(images, folder, checkpoint, concurrency=concurrency, shard_rows=256)["images_per_second"]
+        manifest = embed_images(images, folder, checkpoint, concurrency=concurrency, shard_rows=256)
         ended.set()
+        many = manifest["images_per_second"]
         of_many = float(np.median([used for used in cores if used > 0.5 * concurrency]))
         print(
             f"one process {one:.1f} images/s on {of_one:.2f} cores; {concurrency} actors, once started, {many:.1f} on "
@@ -162,9 +165,9 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.images:
-            images_a_second(options.images, options.checkpoint, options.concurrency, options.rounds, Path(folder))
+            time_embedding(options.images, options.checkpoint, options.concurrency, options.rounds, Path(folder))
         else:
-            tables(options.count, options.dim, options.num_tables, Path(folder))
+            time_tables(options.count, options.dim, options.num_tables, Path(folder))
     return 0
 
 

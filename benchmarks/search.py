@@ -20,14 +20,16 @@ import numpy as np
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+import imgsim
 from imgsim.evaluation import participation_ratio, recall_at_k
 from imgsim.hashing import Projection, normalise
 from imgsim.index import BuildLSHTable
+from imgsim.search.candidates import arrays_of
 
 try:
     import faiss
 except ModuleNotFoundError:
-    sys.exit("The benchmarks compare with faiss, which is not installed: pip install 'imgsim[benchmarks]'.")
+    sys.exit("The benchmarks compare with faiss, which is not installed: pip install faiss-cpu")
 
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS")
 TOP_K, RERANKED = 10, 100  # places of an answer; how many, best by Hamming distance, faiss's rows compare exactly
@@ -201,17 +203,10 @@ def published_rows(candidates, hash_size=8, num_tables=10):
     yield row(f"published {hash_size}×{num_tables}", build_seconds, size, search, limit=100)
 
 
-def array_bytes(thing, known: set[int]) -> int:
-    """The bytes of all arrays that an object leads to, each counted once; ids in `known` are left out."""
-    while isinstance(getattr(thing, "base", None), np.ndarray):  # a view: its owner counts
-        thing = thing.base
-    if id(thing) in known:
-        return 0
-    known.add(id(thing))
-    if isinstance(thing, np.ndarray):
-        return thing.nbytes
-    parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list | tuple) else ()
-    return sum(array_bytes(part, known) for part in (*parts, *getattr(thing, "__dict__", {}).values()))
+def bytes_per_image(index: BuildLSHTable) -> float:
+    """Return what an index takes for an image beside its embedding."""
+    arrays = arrays_of(index.snapshot).items()
+    return sum(array.nbytes for name, array in arrays if name not in ("vectors", "planes", "mean")) / len(index)
 
 
 def build_index(candidates, hash_size: int, num_tables: int) -> BuildLSHTable:
@@ -223,7 +218,7 @@ def imgsim_rows(candidates):
     first = default.hash_size, default.num_tables, ((default.probes, default.rerank),)
     for hash_size, num_tables, efforts in (first, *SETTINGS):
         index = build_index(candidates, hash_size, num_tables)
-        size = array_bytes(index, {id(index.vectors), id(index.projection)}) / len(candidates)
+        size = bytes_per_image(index)
         for probes, depth in efforts:
 
             def search(queries, index=index, probes=probes, depth=depth):
@@ -325,7 +320,7 @@ def plot_table(rows: list[dict], title: str, path: Path) -> None:
         axes.scatter(line["µs batched"], line["recall@10"], color=colour(line))
     # Stretched towards 1, where most rows lie.
     axes.set_yscale("function", functions=(lambda r: -np.log(1.05 - np.minimum(r, 1.04)), lambda v: 1.05 - np.exp(-v)))
-    axes.set(xscale="log", xlabel="µs a query, in a batch", ylabel="recall@10", title=title)
+    axes.set(xscale="log", xlabel="µs per query, in a batch", ylabel="recall@10", title=title)
     axes.set(ylim=(-0.1, 1.015), yticks=[0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1])
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)
@@ -335,10 +330,10 @@ def plot_table(rows: list[dict], title: str, path: Path) -> None:
 
 def fastest(candidates, queries) -> dict:
     """The fastest of a few settings with a recall of .9 or more: the median seconds of a single query, and what the
-    index takes to build (seconds) and to keep (bytes an image, see array_bytes)."""
+    index takes to build (seconds) and to keep (see bytes_per_image)."""
     hash_size = int(np.log2(len(candidates))) - 2  # a handful of candidates a bucket, at any n
     index, truth, found = build_index(candidates, hash_size, 32), exact_search(queries, candidates), []
-    size = array_bytes(index, {id(index.vectors), id(index.projection)}) / len(candidates)
+    size = bytes_per_image(index)
     for index.rerank in (100, 300, 1000):
         for index.probes in (4, 8, 16, 32, 64, 128):
             result = index.search(queries, TOP_K)
@@ -380,7 +375,7 @@ def growth(candidates, queries, path: Path) -> str:
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained", dpi=120)
     for name, column in zip(("exact numpy", "imgsim at recall .9"), np.transpose(times), strict=True):
         axes.loglog(sizes, column, "o-", label=name, color=COLOURS[name.split()[0]])
-    axes.set(xlabel="candidates", ylabel="µs a query, alone")
+    axes.set(xlabel="candidates", ylabel="µs per query, alone")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path)
@@ -391,8 +386,9 @@ def machine(threads: int) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-    versions = ", ".join(f"{name} {version(name)}" for name in ("imgsim", "numpy", "numba"))
-    versions += f", faiss {faiss.__version__}"
+    versions = (
+        f"imgsim {imgsim.__version__}, numpy {version('numpy')}, numba {version('numba')}, faiss {faiss.__version__}"
+    )
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return (
         f"{model}, {os.cpu_count()} cores (load before the run {load}), {platform.system()}; {threads} threads for "

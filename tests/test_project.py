@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from refresh import WIDGET, address, readdress, rewrite
 
-from imgsim.extras.runs.settings import DEFAULTS, complete_settings, read_params
+from imgsim.extras.runs.settings import DEFAULTS, complete_settings
 from imgsim.extras.sweeps.points import read_points
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,8 +109,10 @@ def test_baseline_tells_what_has_left_its_band(tmp_path):
     assert compare(metrics | {"queries": 99}, metrics) == ["queries was 100 and is 99"]
 
 
-def test_builtin_parameter_file_tells_the_defaults():
-    assert read_params(ROOT / "params" / "builtin.yaml") == DEFAULTS
+def test_the_documentation_tells_the_defaults():
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    for name, value in DEFAULTS.items():
+        assert re.search(rf"^\| `{name}` \|.*\| `?{value}`? \|$", page, re.MULTILINE), name
 
 
 def test_import_is_light_and_tells_the_version():

@@ -30,10 +30,7 @@ class OnnxModel(torch.nn.Module):
     Attributes:
         file: its path.
         content: a digest of the file.
-        processor: the image processor; by default the file describes it.
-
-    Raises:
-        ValueError: there is no such file, it is damaged or no model, or it does not describe a processor.
+        processor: the image processor given, or else the one that the file describes.
     """
 
     def __init__(self, checkpoint: str | os.PathLike, processor: Any = None):
@@ -87,11 +84,7 @@ def file_digest(content: bytes, written: str) -> str:
 
 
 def export_onnx(encoder, target: str | os.PathLike) -> str:
-    """Write an encoder to one ONNX file, with its pooling and the settings of its image processor inside.
-
-    Args:
-        encoder: an `Encoder` in float32 on the CPU.
-        target: the file, named .onnx, in a folder that exists. Batches of any size can go through it.
+    """Write an `Encoder` to one ONNX file, with its pooling and its image processor's settings, for any batch size.
 
     Returns:
         A line that says what was written, and how far its embeddings are from torch's.

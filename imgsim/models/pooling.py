@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,55 +40,10 @@ def backbone(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def to_joint_space(model: torch.nn.Module) -> Callable[[torch.Tensor], Any] | None:
-    """Return a dual encoder's way from images (CLIP, SigLIP) or sounds (CLAP) to its joint space, if it has one."""
-    return getattr(model, "get_image_features", None) or getattr(model, "get_audio_features", None)
-
-
 def prefix_tokens(model: torch.nn.Module) -> int:
     """Count the output tokens that come before those of the patches."""
     tokens = (weights for name, weights in model.named_parameters() if name.endswith(PREFIX))
     return sum(weights.numel() // weights.shape[-1] for weights in tokens)
-
-
-def choose_pooling(model: torch.nn.Module, outputs: Any) -> str:
-    """Choose the pooling that suits a model, by its parts and outputs.
-
-    Outputs (b, d) stay as they are, and a dual encoder (CLIP, SigLIP) has its joint space. Otherwise it is the
-    model's own pooled output (an average over the image for ConvNeXT, RegNet, ResNet, MobileNet, Swin and, with a
-    trained normalisation, BEiT; the normalised class token for DINOv2, DINOv3 and CLIP's tower; an attention for
-    SigLIP's), unless a dense layer makes it: that one is trained, if at all, for another task, and checkpoints
-    of classifiers lack it (ViT, DeiT). Then it is the class token, and without one (I-JEPA, SegFormer) the mean.
-
-    Raises:
-        ValueError: no output stands for a whole image.
-    """
-    if isinstance(outputs, torch.Tensor) and outputs.ndim == 2:
-        return "rows"
-    choices = ["pooler", "class token", "mean"]
-    pooler = getattr(model, "pooler", None)
-    if pooler is not None and any(isinstance(layer, torch.nn.Linear) for layer in pooler.modules()):
-        choices.remove("pooler")
-    if to_joint_space(model):
-        choices = ["joint space"]
-    for pooling in choices:
-        if supports(model, outputs, pooling):
-            return pooling
-    raise ValueError(f"A model of type {model_type(model)!r} gives no output that stands for a whole image.")
-
-
-def supports(model: torch.nn.Module, outputs: Any, pooling: str) -> bool:
-    """Tell whether a model's outputs can be pooled in this way."""
-    if pooling in ("pooler", "joint space"):
-        pooled = isinstance(getattr(outputs, "pooler_output", None), torch.Tensor)
-        return pooled and (pooling == "pooler" or to_joint_space(model) is not None)
-    hidden = getattr(outputs, "last_hidden_state", None)
-    # The outputs of a decoder (DETR) are tokens of the objects found, not of places in the image.
-    if hidden is None or hasattr(outputs, "encoder_last_hidden_state"):
-        return False
-    if pooling == "class token":
-        return hidden.ndim == 3 and prefix_tokens(model) > 0
-    return hidden.ndim in (3, 4)
 
 
 class Pooled(torch.nn.Module):
@@ -97,10 +51,8 @@ class Pooled(torch.nn.Module):
 
     Attributes:
         model: the backbone.
-        pooling: one of POOLINGS, "rows" if the outputs are embeddings already, or None before `resolve_pooling`.
-
-    Raises:
-        ValueError: there is no such pooling.
+        pooling: one of POOLINGS, "rows" if the outputs are embeddings already, or None until `resolve_pooling`.
+        prefix: output tokens before those of the patches.
     """
 
     def __init__(self, model: torch.nn.Module, pooling: str | None = None):
@@ -109,12 +61,15 @@ class Pooled(torch.nn.Module):
         super().__init__()
         self.model = backbone(model)
         self.pooling = pooling
+        self.prefix = prefix_tokens(self.model)
+
+    @property
+    def to_joint_space(self) -> Any:
+        """The way of a dual encoder from images (CLIP, SigLIP) or sounds (CLAP) to its joint space, or None."""
+        return getattr(self.model, "get_image_features", None) or getattr(self.model, "get_audio_features", None)
 
     def resolve_pooling(self, pixels: torch.Tensor) -> int:
-        """Settle the pooling by a real pass, and return the embeddings' length d.
-
-        Args:
-            pixels: two copies of an image, (2, 3, h, w).
+        """Settle the pooling by a real pass over two copies of an image (2, 3, h, w), and return the length d.
 
         Raises:
             ValueError: the model cannot be pooled in this way, or does not give both copies the same embedding.
@@ -124,30 +79,54 @@ class Pooled(torch.nn.Module):
             outputs = self.outputs(pixels)
         except Exception as error:  # whatever a model that is not for images raises
             raise ValueError(f"A model of type {kind!r} cannot embed images: {first_line(error)}") from error
-        chosen = choose_pooling(self.model, outputs)
-        if self.pooling not in (None, chosen) and (chosen == "rows" or not supports(self.model, outputs, self.pooling)):
+        chosen = next((name for name in self.suitable_poolings() if self.pool(outputs, name) is not None), None)
+        if chosen is None:
+            raise ValueError(f"A model of type {kind!r} gives no output that stands for a whole image.")
+        embeddings = self.pool(outputs, self.pooling or chosen)
+        if embeddings is None:
             raise ValueError(f"A model of type {kind!r} cannot be pooled by {self.pooling!r}, but by {chosen!r}.")
-        self.pooling = self.pooling or chosen
-        embeddings = self.pool(outputs)
         two = embeddings.ndim == len(embeddings) == 2
         if not (two and torch.allclose(embeddings[0].float(), embeddings[1].float(), rtol=1e-2, atol=1e-3)):
             raise ValueError(f"A model of type {kind!r} does not give one image the same row of numbers twice.")
+        self.pooling = self.pooling or chosen
         return embeddings.shape[1]
+
+    def suitable_poolings(self) -> tuple[str, ...]:
+        """Return the poolings that suit the model, the best first.
+
+        A dual encoder (CLIP, SigLIP) has its joint space. Otherwise it is the model's own pooled output (an average
+        over the image for ConvNeXT, RegNet, ResNet, MobileNet, Swin and, with a trained normalisation, BEiT; the
+        normalised class token for DINOv2, DINOv3 and CLIP's tower; an attention for SigLIP's), unless a dense layer
+        makes it: that one is trained, if at all, for another task, and checkpoints of classifiers lack it (ViT,
+        DeiT). Then it is the class token, and without one (I-JEPA, SegFormer) the mean.
+        """
+        if self.to_joint_space:
+            return "rows", "joint space"
+        pooler = getattr(self.model, "pooler", None) or torch.nn.Identity()
+        dense = any(isinstance(layer, torch.nn.Linear) for layer in pooler.modules())
+        return ("rows", "class token", "mean") if dense else ("rows", "pooler", "class token", "mean")
 
     def outputs(self, pixels: torch.Tensor) -> Any:
         """Return the model's outputs for pixels (b, 3, h, w), as transformers defines them."""
-        return (to_joint_space(self.model) or self.model)(pixels)
+        return (self.to_joint_space or self.model)(pixels)
 
-    def pool(self, outputs: Any) -> torch.Tensor:
-        """Pool the model's outputs into embeddings (b, d)."""
+    def pool(self, outputs: Any, pooling: str | None = None) -> Any:
+        """Pool outputs into embeddings (b, d), by default in the way settled; None if this is not possible."""
+        pooling = pooling or self.pooling
         if isinstance(outputs, torch.Tensor):
-            return outputs
-        hidden = outputs.last_hidden_state
-        if self.pooling == "class token":
-            return hidden[:, 0]
-        if self.pooling == "mean":
-            return hidden[:, prefix_tokens(self.model) :].mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))
-        return outputs.pooler_output.flatten(1)
+            return outputs if pooling == "rows" and outputs.ndim == 2 else None
+        if pooling == "pooler" or (pooling == "joint space" and self.to_joint_space):
+            pooled = getattr(outputs, "pooler_output", None)
+            return pooled.flatten(1) if isinstance(pooled, torch.Tensor) else None
+        hidden = getattr(outputs, "last_hidden_state", None)
+        # The outputs of a decoder (DETR) are tokens of the objects found, not of places in the image.
+        if hidden is None or hasattr(outputs, "encoder_last_hidden_state"):
+            return None
+        if pooling == "class token":
+            return hidden[:, 0] if hidden.ndim == 3 and self.prefix else None
+        if pooling == "mean" and hidden.ndim == 3:
+            return hidden[:, self.prefix :].mean(1)
+        return hidden.mean((2, 3)) if pooling == "mean" and hidden.ndim == 4 else None
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.pool(self.outputs(pixels))

@@ -26,13 +26,9 @@ def sample_image(split: str, number: int, seed: int = 0) -> tuple[Traits, np.ran
 
 
 def render_folder(folder: str | os.PathLike, seed: int = 0, sizes: Mapping[str, int] = SPLITS, size: int = 256) -> Path:
-    """Render an image folder: folder/<split>/<class>/<class>_<split>.<i>.jpg, JPEG quality 92.
+    """Render a folder of `sizes` images per split of `size` pixels per side, as JPEGs of quality 92.
 
-    Args:
-        folder: must not exist; if another process finishes it first, that one is kept.
-        seed: of all images.
-        sizes: images per split.
-        size: pixels per side.
+    The files are <split>/<class>/<class>_<split>.<number>.jpg. A folder that another process finished first is kept.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -37,14 +37,11 @@ ImageSource = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray | dict[st
 
 
 def open_image(source: ImageSource) -> PIL.Image.Image:
-    """Open one image as RGB, upright and in the colours a viewer shows.
-
-    It is turned as its EXIF data say, its colour profile is converted to sRGB, transparency becomes white, and of
-    several frames the first is taken.
+    """Open one image as RGB, the way a viewer shows it: upright, in sRGB, on white if transparent, its first frame.
 
     Args:
-        source: a path, bytes, a PIL image, a dataset's {"bytes", "path"}, or an array (h, w), (h, w, 1), (h, w, 3)
-            or (h, w, 4) of uint8, uint16, bool or floats from 0 to 1.
+        source: a path, bytes, a PIL image, a dataset's {"bytes", "path"}, or an array (h, w) or (h, w, 1 or 3 or 4)
+            of uint8, uint16, bool or floats from 0 to 1.
 
     Raises:
         ValueError: it cannot be read; the sentence says why.
@@ -81,16 +78,13 @@ def why_unreadable(source: ImageSource) -> str | None:
 def find_unreadable(
     sources: Sequence[ImageSource], signatures: Sequence[str | None], dataset: str, title: str = "checking images"
 ) -> dict[int, str]:
-    """Decode every image once; those found readable are remembered in the cache.
+    """Decode every image once, and return position -> reason for those that cannot be read; the others are cached.
 
     Args:
         sources: n images, as `why_unreadable` takes them.
-        signatures: n texts that change when the image does; None for an image to be decoded in any case.
-        dataset: the images belong to it; for each dataset the cache keeps one list of signatures.
+        signatures: n texts that change when the image does; with None it is decoded in any case.
+        dataset: what the images belong to; the cache keeps one list of signatures for each.
         title: of the progress bar.
-
-    Returns:
-        Position -> reason of the images that cannot be read.
     """
     key = blake2b(os.fsencode(f"{dataset} {PIL.__version__}"), digest_size=16).hexdigest()
     file = cache_folder("readable") / f"{key}.json"
@@ -163,10 +157,7 @@ def from_array(array: np.ndarray) -> PIL.Image.Image:
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Scale values of 16 bits, or floats from 0 to 1, to uint8.
-
-    If some lie outside that range, the least value becomes black and the largest white.
-    """
+    """Scale 16 bits, or floats from 0 to 1, to uint8; with others, the least becomes black and the largest white."""
     full = 1 if values.dtype.kind == "f" else 65535
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -204,7 +195,7 @@ def to_srgb(image: PIL.Image.Image, mode: str, profile: bytes | None) -> PIL.Ima
 
 @lru_cache(32)
 def srgb_transform(profile: bytes, lab: bool) -> tuple[str, PIL.ImageCms.ImageCmsTransform | None]:
-    """Return the mode that a colour profile is for, and the transform from it to sRGB, None if colours stay."""
+    """Return the mode that a colour profile is for, and the transform from it to sRGB: None if colours stay."""
     cms = PIL.ImageCms
     if not (profile or lab):
         return "RGB", None

@@ -9,20 +9,12 @@ INSTALLED_AS = {"ray": "ray[data]"}  # modules whose name for pip is another
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, without its further explanations."""
+    """Return the first line of what an error says."""
     return str(error).strip().partition("\n")[0]
 
 
 def require(modules: Sequence[str], extra: str) -> None:
-    """Check that the modules of an extra are installed, before any work.
-
-    Args:
-        modules: names as they are imported.
-        extra: the name of the extra in pyproject.toml that brings them.
-
-    Raises:
-        ValueError: with the command that installs what is missing.
-    """
+    """Check that an extra's modules, named as they are imported, are installed; ValueError with the command if not."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         packages = " ".join(f'"{INSTALLED_AS[name]}"' if name in INSTALLED_AS else name for name in missing)

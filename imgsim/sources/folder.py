@@ -30,7 +30,7 @@ class ImageFile:
 
 
 def load_folder(folder: Path) -> tuple[DatasetDict, list[dict[str, str]]]:
-    """Load [around/][split/][class/][deeper/]name: folders around everything have no meaning.
+    """Load [around/][split/][class/][deeper/]name; folders around everything have no meaning.
 
     Returns:
         The splits, and what was left out as [{"path", "reason"}].
@@ -44,14 +44,10 @@ def load_folder(folder: Path) -> tuple[DatasetDict, list[dict[str, str]]]:
 
     paths = list(find_images(folder))
     unreadable = find_unreadable(paths, [file_signature(path, folder) for path in paths], str(folder))
-    skipped = [
-        left_out(paths[i], why)
-        for i, why in unreadable.items()
-        if paths[i].suffix or why not in (NOT_RECOGNISED, EMPTY_FILE)  # a README is not missed
-    ]
-    files = [
-        ImageFile(path, path.relative_to(folder).parts[:-1]) for i, path in enumerate(paths) if i not in unreadable
-    ]
+    no_image = (NOT_RECOGNISED, EMPTY_FILE)  # of a file without a suffix, such as README, neither is worth a word
+    skipped = [left_out(paths[i], why) for i, why in unreadable.items() if paths[i].suffix or why not in no_image]
+    readable = [path for i, path in enumerate(paths) if i not in unreadable]
+    files = [ImageFile(path, path.relative_to(folder).parts[:-1]) for path in readable]
     if not files:
         first = f"; {skipped[0]['path']!r}: {skipped[0]['reason']}" if skipped else ""
         raise ValueError(f"dataset {str(folder)!r}: the folder holds no readable image{first}.")
@@ -67,14 +63,10 @@ def load_folder(folder: Path) -> tuple[DatasetDict, list[dict[str, str]]]:
 
 
 def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Find the files in a folder whose names end as those of images do, or have no suffix, in order of their names.
+    """Find the files below a folder that are named like images, or have no suffix, in order of their names.
 
-    Links are followed, though not in circles; hidden files are passed over. A folder that cannot be read, or is
-    empty and named like an image, is given itself.
-
-    Args:
-        folder: searched with all folders in it.
-        above: real paths of the folders that led here.
+    Links are followed, though not in circles (above: the real paths that led here); hidden files are passed over. A
+    folder that cannot be read, or is empty and named like an image, is itself in the list.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -120,10 +112,7 @@ def drop_common_folders(files: list[ImageFile]) -> None:
 
 
 def read_splits(files: list[ImageFile]) -> None:
-    """Read splits from the first folders; files elsewhere get None.
-
-    Folders are splits if there is train and another, or if every file is in one.
-    """
+    """Read splits from the first folders, if there is train and another, or every file is in one; None elsewhere."""
     splits = [SPLIT_NAMES.get(file.folders[0].lower()) if file.folders else None for file in files]
     names = set(splits) - {None}
     if None in splits and not ("train" in names and len(names) > 1):
@@ -150,15 +139,16 @@ def read_labels(files: list[ImageFile], folder: Path) -> None:
 
 def as_dataset(files: list[ImageFile], labels: list[str]) -> Dataset:
     """Make a split of the columns image_file_path, image and, if there are any, labels."""
-    columns = {"image_file_path": [printable_path(file.path) for file in files], "image": list(map(stored, files))}
-    features = {"image_file_path": Value("string"), "image": Image()}
+    paths = [printable_path(file.path) for file in files]
+    images = [  # a path that is no valid text cannot be stored
+        path if path == str(file.path) else {"path": None, "bytes": file.path.read_bytes()}
+        for path, file in zip(paths, files, strict=True)
+    ]
+    columns, features = (
+        {"image_file_path": paths, "image": images},
+        {"image_file_path": Value("string"), "image": Image()},
+    )
     if labels:
         columns["labels"] = [file.label for file in files]
         features["labels"] = ClassLabel(names=labels)
     return Dataset.from_dict(columns, Features(features))
-
-
-def stored(file: ImageFile) -> str | dict:
-    """Return what a dataset stores of a file: its path, or its bytes if the path is no valid text."""
-    path = str(file.path)
-    return path if printable_path(file.path) == path else {"path": None, "bytes": file.path.read_bytes()}

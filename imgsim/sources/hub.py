@@ -11,14 +11,12 @@ HUB_TIMEOUT = 5  # seconds; without a network transformers and datasets would tr
 
 
 def locate(name: str, kind: str) -> Path:
-    """Find the local folder of a dataset or checkpoint; a repository of the Hub is downloaded once.
-
-    A repository is pinned to a commit. The local cache is asked first, then the Hub, with a short time-out. Neither
-    code nor pickles are downloaded.
+    """Find the local folder of a "dataset" or "checkpoint"; a repository is pinned to a commit and downloaded once.
 
     Args:
-        name: a folder, or a repository: `owner/name` or `owner/name@revision`.
-        kind: "dataset" or "checkpoint".
+        name: a folder, or a repository of the Hub, `owner/name` or `owner/name@revision`: the local cache is asked
+            first, then the Hub, with a short time-out. Neither code nor pickles are downloaded.
+        kind: which of the two.
 
     Raises:
         ValueError: there is neither such a folder nor such a repository.
@@ -27,13 +25,7 @@ def locate(name: str, kind: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     repo, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", repo):
@@ -42,16 +34,16 @@ def locate(name: str, kind: str) -> Path:
     wanted: dict[str, Any] = {"repo_id": repo, "repo_type": repo_type, "allow_patterns": patterns}
     try:
         return Path(snapshot_download(**wanted, revision=revision or None, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         pass
     try:
         commit = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or None, timeout=HUB_TIMEOUT).sha
         return Path(snapshot_download(**wanted, revision=commit))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise ValueError(
-            f"{kind} {name!r}: there is no such folder here and no such {repo_type} on the Hub."
+            f"{kind} {name!r}: there is no such folder here, nor such a {repo_type} on the Hub."
         ) from error
-    except (HTTPError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:
         raise ConnectionError(
             f"{kind} {name!r}: there is no such folder, it is not in the local cache and the Hub cannot be "
             f"reached; without a network use {kind} 'builtin' or a local folder."

@@ -10,11 +10,7 @@ UNTRAINED = "untrained:"  # before a checkpoint's name: the same network with ra
 
 
 def split_source(source: str) -> tuple[str, dict[str, str]]:
-    """Split owner/name?split=train&label=species into a dataset's name and its options.
-
-    Raises:
-        ValueError: an option is unknown, empty or given twice.
-    """
+    """Split owner/name?split=train&label=species into name and options; ValueError if an option is not known."""
     name, mark, query = source.partition("?")
     if not mark or Path(source).expanduser().is_dir():
         return source, {}
@@ -39,11 +35,7 @@ def join_source(name: str, options: dict[str, str]) -> str:
 
 
 def add_options(source: str, revision: str | None = None, **options: str | None) -> str:
-    """Add a revision and options to a dataset's name.
-
-    Raises:
-        ValueError: the name has one of them already, or the dataset cannot have them.
-    """
+    """Add a revision and options to a dataset's name; ValueError if it has one already, or cannot have it."""
     name, present = split_source(source)
     added = {key: value for key, value in options.items() if value is not None}
     twice = sorted(set(present) & set(added))

@@ -16,12 +16,7 @@ def has_parquet(folder: Path) -> bool:
 
 
 def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[DatasetDict, list[dict[str, str]]]:
-    """Load a folder's Parquet files.
-
-    Args:
-        folder: with Parquet files as `load_dataset` finds them.
-        source: what the caller knows the folder by; errors name it.
-        options: of the name: config, image and label are used here.
+    """Load a folder's Parquet files; options: config, image and label; errors name the source.
 
     Returns:
         Splits with the columns image and, if there are classes, labels; and what was left out as [{"path", "reason"}].
@@ -52,11 +47,7 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
 
 
 def name_columns(images: DatasetDict, options: dict[str, str]) -> DatasetDict:
-    """Rename the image column to `image` and the one of the classes, if any, to `labels`: a ClassLabel or int64.
-
-    Raises:
-        ValueError: there is no such column, or it holds something else.
-    """
+    """Rename the image column to `image` and the one of the classes, if any, to `labels`: a ClassLabel or int64."""
     features = next(iter(images.values())).features
     for key in ("image", "label"):
         if key in options and options[key] not in features:
@@ -66,8 +57,7 @@ def name_columns(images: DatasetDict, options: dict[str, str]) -> DatasetDict:
     if image is None:
         raise ValueError(f"no column holds images, only {', '.join(features)}.")
     names = {image: "image"} | ({label: "labels"} if label else {})
-    in_the_way = [new for new in names.values() if new in features and new not in names]
-    images = images.remove_columns(in_the_way)
+    images = images.remove_columns([new for new in names.values() if new in features and new not in names])
     images = images.rename_columns({old: new for old, new in names.items() if old != new})
     try:
         images = images.cast_column("image", Image())
@@ -93,10 +83,7 @@ def image_column(features: Features) -> str | None:
 
 
 def label_column(images: DatasetDict, features: Features) -> str | None:
-    """Find the column of the classes.
-
-    It is called labels or label and holds classes, numbers or texts that repeat; else it is the only ClassLabel.
-    """
+    """Find the column called labels or label, of classes, numbers or texts that repeat, or else the only ClassLabel."""
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     split = next(iter(images.values()))
     for name in ("labels", "label"):

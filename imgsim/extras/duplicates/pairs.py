@@ -1,9 +1,10 @@
-"""Near-duplicates: pairs from an index's tables, and a threshold calibrated on the images themselves."""
+"""Near-duplicates: pairs from an index's tables, with a threshold calibrated on the images themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -14,79 +15,79 @@ from imgsim.hashing import normalise
 from imgsim.index import BuildLSHTable
 from imgsim.sources.decode import open_image
 
-BLOCK = 4096  # images searched for at a time
-PARTNERS = 50  # of one image; where there are more, they hang together through one another
-SHARE = 0.2  # of the images are taken to have a copy where precision is foretold
-SAME = 0.88  # correlation of thumbnails from which on they are taken for one picture: different photographs stay below
-ASKED = 500  # images that are compared with all others, to see how alike different ones are
-NEAREST = 6  # places in which a copy is looked for that was there already
+BATCH = 4096  # images searched with at a time
+PARTNERS = 50  # of one image; if it has more, they are connected through one another
+COPY_SHARE = 0.2  # of the images are taken to have a copy when precision is predicted
+SAME_PICTURE = 0.88  # correlation of thumbnails above which they show one picture: different photographs stay below
+REFERENCES = 500  # images compared with all others, to see how alike different ones are
+NEAREST = 6  # ranks among which a copy may be that was there already
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Pairs of ids (p, 2), the smaller first, and their cosines (p,); groups: ids that are connected by pairs, each
-    in order; compared: how many cosines it took to find them."""
+    """Near-duplicates in an index."""
 
-    pairs: np.ndarray
-    cosines: np.ndarray
-    groups: list[list[int]]
-    compared: int
+    pairs: np.ndarray  # (p, 2) ids, the smaller first
+    cosines: np.ndarray  # (p,)
+    groups: list[list[int]]  # ids that pairs connect, each group in order
+    compared: int  # cosines computed to find them
 
 
-def index_for_duplicates(encoder, embeddings: np.ndarray, seed: int = 0) -> BuildLSHTable:
-    """An index of embeddings (n, d) in which few images share a bucket that are not nearly the same."""
+def index_for_duplicates(encoder: Any, embeddings: np.ndarray) -> BuildLSHTable:
+    """Build an index of embeddings (n, d) in which images that are not nearly the same seldom share a bucket."""
     bits = int(np.clip(np.log2(len(embeddings)), 6, 16))
-    index = BuildLSHTable(encoder, hash_size=bits, num_tables=16, probes=16, rerank=PARTNERS, seed=seed)
+    index = BuildLSHTable(encoder, hash_size=bits, num_tables=16, probes=16, rerank=PARTNERS)
     return index.build_from_embeddings(embeddings)
 
 
-def find_duplicates(index: BuildLSHTable, threshold: float) -> Duplicates:
-    """Find the pairs in an index whose cosine is at least `threshold`, among those that its tables bring together."""
+def check_threshold(threshold: float) -> None:
+    """Raise a ValueError if a threshold is no cosine."""
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, but a cosine lies between -1 and 1.")
+
+
+def find_duplicates(index: BuildLSHTable, threshold: float) -> Duplicates:
+    """Find the pairs whose cosine is at least `threshold`, among those that share a bucket in some table."""
+    check_threshold(threshold)
     import networkx
 
-    ids, pairs, cosines, compared = index.ids, [], [], 0
-    for start in range(0, len(index), BLOCK):
-        block = slice(start, start + BLOCK)
-        found = index.search(index.vectors[block], PARTNERS)
-        row, place = np.nonzero((found.cosines >= threshold) & (found.ids != ids[block, None]))
-        pairs.append(np.stack([ids[block][row], found.ids[row, place]], axis=1))
-        cosines.append(found.cosines[row, place])
+    pairs, cosines, compared = [], [], 0
+    for start in range(0, len(index), BATCH):
+        ids = index.ids[start : start + BATCH, None]
+        found = index.search(index.vectors[start : start + BATCH], PARTNERS)
+        near = (found.cosines >= threshold) & (found.ids != ids)
+        pairs.append(np.stack([np.broadcast_to(ids, near.shape)[near], found.ids[near]], axis=1))
+        cosines.append(found.cosines[near])
         compared += int(found.compared_exactly.sum())
-    pairs, first = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0, return_index=True)
-    groups = networkx.connected_components(networkx.Graph(pairs.tolist()))
-    return Duplicates(pairs, np.concatenate(cosines)[first], sorted(map(sorted, groups)), compared)
+    unique, first = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0, return_index=True)
+    groups = networkx.connected_components(networkx.Graph(unique.tolist()))
+    return Duplicates(unique, np.concatenate(cosines)[first], sorted(map(sorted, groups)), compared)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What copies made of a sample taught. kinds (c,) of alteration; cosines (c,) of copies and their originals, NaN
-    where the tables did not bring them together; beside (o,): all cosines of copies and other images; between (p,):
-    all cosines of `asked` images, as they are, and other images.
-    """
+    """What altered copies of a sample teach about thresholds."""
 
-    kinds: np.ndarray
-    cosines: np.ndarray
-    beside: np.ndarray
-    between: np.ndarray
-    asked: int
+    cosines: np.ndarray  # (c,) of copies and their originals, NaN if they share no bucket
+    copies_to_others: np.ndarray  # (o,) all cosines of copies and other images
+    images_to_others: np.ndarray  # (p,) all cosines of the references and other images
+    references: int  # images compared with the others as they are
 
-    def recall(self, threshold: float, kind: str | None = None) -> float:
-        """The share of the copies, all or those of one kind, that are found."""
-        chosen = slice(None) if kind is None else self.kinds == kind
-        return float((self.cosines[chosen] >= threshold).mean())
+    def recall(self, threshold: float) -> float:
+        """Return the share of the copies that are found."""
+        return float((self.cosines >= threshold).mean())
 
     def precision(self, threshold: float) -> float:
-        """The share of copies among the pairs that are found, where a fifth of the images have one."""
-        copies = SHARE * self.recall(threshold)
-        wrong = (self.between >= threshold).sum() / self.asked / 2  # a pair is met from both sides
-        wrong += SHARE * (1 + SHARE / 2) * (self.beside >= threshold).sum() / len(self.cosines)
+        """Return the share of copies among the pairs found, if a fifth of the images have one."""
+        copies = COPY_SHARE * self.recall(threshold)
+        wrong = (self.images_to_others >= threshold).sum() / self.references / 2  # a pair is found from both sides
+        wrong_copies = (self.copies_to_others >= threshold).sum() / len(self.cosines)
+        wrong += COPY_SHARE * (1 + COPY_SHARE / 2) * wrong_copies
         return float(copies / max(copies + wrong, 1e-9))
 
     @property
     def threshold(self) -> float:
-        """Where recall and precision are best together, by their harmonic mean; the middle where that is a range."""
+        """The threshold with the best harmonic mean of recall and precision; the middle if there are several."""
         steps = np.arange(0.5, 1, 0.0005)
         measured = np.array([(self.recall(step), self.precision(step)) for step in steps])
         means = 2 / (1 / np.maximum(measured, 1e-9)).sum(axis=1)
@@ -94,45 +95,43 @@ class Calibration:
         return float(best[len(best) // 2])
 
 
-def calibrate(
-    index: BuildLSHTable, images: Dataset, kinds: Sequence[str] = EVERYDAY, sample: int = 100, seed: int = 0
-) -> Calibration:
-    """Alter a sample of the images that the index holds, ids being their rows, and search it with the copies.
+def calibrate(index: BuildLSHTable, images: Dataset, sample: int = 100, seed: int = 0) -> Calibration:
+    """Alter a sample of the images in an index, whose ids are rows, in everyday ways, and search for the copies.
 
-    What is found beside the original counts as another image, unless it looks like the original or one of its
-    copies, pixel by pixel: then it is a copy that was there already.
+    Any other image found counts as wrong unless it looks like the original or a copy of it, pixel by pixel: then it
+    is a copy that was there already.
     """
     rng = np.random.default_rng(seed)
-    rows, asked = (rng.choice(len(images), min(size, len(images)), replace=False) for size in (sample, ASKED))
+    rows = rng.choice(len(images), min(sample, len(images)), replace=False)
+    references = rng.choice(len(images), min(REFERENCES, len(images)), replace=False)
     copies = []
     for row in tqdm(rows.tolist(), "altering images", unit="image", delay=1):
         original = open_image(images[row]["image"])
-        copies.append(index.encoder.embed([alter(original, kind) for kind in kinds], index.batch_size))
-    found = index.search(np.concatenate([*copies, index.vectors[asked]]), PARTNERS)
-    owners, made = np.concatenate([np.repeat(rows, len(kinds)), asked]), len(rows) * len(kinds)
+        copies.append(index.encoder.embed([alter(original, kind) for kind in EVERYDAY], index.batch_size))
+    found = index.search(np.concatenate([*copies, index.vectors[references]]), PARTNERS)
+    owners, count = np.concatenate([np.repeat(rows, len(EVERYDAY)), references]), len(rows) * len(EVERYDAY)
     own = found.ids == owners[:, None]
-    cosines = np.where(own.any(axis=1), np.where(own, found.cosines, -1).max(axis=1), np.nan)[:made]
+    cosines = np.where(own.any(axis=1), np.where(own, found.cosines, -1).max(axis=1), np.nan)[:count]
     others = ~own & (found.ids >= 0)
-    doubtful = others[:, :NEAREST] & (found.cosines[:, :NEAREST] >= np.nanquantile(cosines, 0.05))
-    query, place = np.nonzero(doubtful)
-    others[query, place] = ~same_picture(images, owners[query], found.ids[query, place], kinds)
-    beside, between = (found.cosines[part][others[part]] for part in (slice(made), slice(made, None)))
-    return Calibration(np.tile(kinds, len(rows)), cosines, beside, between, len(asked))
+    query, rank = np.nonzero(others[:, :NEAREST] & (found.cosines[:, :NEAREST] >= np.nanquantile(cosines, 0.05)))
+    others[query, rank] = ~same_picture(images, owners[query], found.ids[query, rank])
+    copies_to_others, images_to_others = found.cosines[:count][others[:count]], found.cosines[count:][others[count:]]
+    return Calibration(cosines, copies_to_others, images_to_others, len(references))
 
 
-def same_picture(images: Dataset, owners: np.ndarray, others: np.ndarray, kinds: Sequence[str]) -> np.ndarray:
-    """Whether other images (p,) look like these (p,) or like one of their altered copies: (p,) bool."""
+def same_picture(images: Dataset, owners: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Tell whether the images in rows `others` (p,) look like those in `owners` (p,) or copies of them: (p,) bool."""
     rows, places = np.unique(others, return_inverse=True)
-    seen, same = outlines(images.select(rows)["image"]), np.zeros(len(others), bool)
+    looks, same = outlines(images.select(rows)["image"])[places], np.zeros(len(others), bool)
     for owner in np.unique(owners).tolist():
         original, mine = open_image(images[owner]["image"]), owners == owner
         original.thumbnail((256, 256))
-        looks = outlines([original, *(alter(original, kind) for kind in kinds)])
-        same[mine] = (seen[places[mine]] @ looks.T).max(axis=1) > SAME
+        originals = outlines([original, *(alter(original, kind) for kind in EVERYDAY)])
+        same[mine] = (looks[mine] @ originals.T).max(axis=1) > SAME_PICTURE
     return same
 
 
-def outlines(images) -> np.ndarray:
-    """Images as unit rows (n, 768) of which a product is the correlation of their thumbnails."""
+def outlines(images: Iterable) -> np.ndarray:
+    """Turn n images into unit rows (n, 768) whose products are the correlations of their thumbnails."""
     small = [np.asarray(open_image(image).resize((16, 16)), np.float32).ravel() for image in images]
     return normalise([row - row.mean() for row in small]) if small else np.empty((0, 768), np.float32)

@@ -86,12 +86,7 @@ OPENINGS = ("", "a photo of ", "this is ", "here is ")
 
 
 def traits_of(images: Dataset, seed: int = 0) -> list[Traits]:
-    """Sample the traits of rendered images again.
-
-    Args:
-        images: written by `builtin.render_folder`; split, class and number are in the file's name.
-        seed: the one they were rendered with.
-    """
+    """Sample the traits of rendered images again, from the seed and the names that `render_folder` gives to files."""
     traits = []
     for image in images.cast_column("image", Image(decode=False))["image"]:
         name, number = Path(image["path"]).stem.split(".")  # bean_rust_train.12.jpg
@@ -133,8 +128,5 @@ def unseen_facts(count: int = 20, seed: int = 0) -> list[dict[str, str]]:
     """Choose combinations of condition, adjective and common background that no training caption states."""
     adjectives = [(aspect, meaning) for aspect in ADJECTIVES for meaning in MEANINGS[aspect]]
     combinations = list(product(MEANINGS["condition"], adjectives, ("soil", "straw", "foliage")))
-    chosen = np.random.default_rng(seed).permutation(len(combinations))[:count]
-    return [
-        {"condition": condition, aspect: meaning, "background": background}
-        for condition, (aspect, meaning), background in (combinations[i] for i in chosen)
-    ]
+    chosen = [combinations[i] for i in np.random.default_rng(seed).permutation(len(combinations))[:count]]
+    return [{"condition": c, aspect: meaning, "background": b} for c, (aspect, meaning), b in chosen]

@@ -25,15 +25,10 @@ ERRORS = (*LOADING_ERRORS, AttributeError)
 class TextEncoder:
     """The text side of a dual encoder (CLIP, SigLIP, CLAP): texts in, embeddings out.
 
-    Args:
-        encoder: of the same model's images or sounds, which the texts are to find.
-        tokenizer: by default the one in the checkpoint's folder.
-
-    Raises:
-        ValueError: the model has no text side, or its tokenizer cannot be read.
+    It is made from the encoder of the same model's images or sounds; ValueError if the model has no text side.
     """
 
-    def __init__(self, encoder: Encoder, tokenizer: Any = None):
+    def __init__(self, encoder: Encoder):
         self.model: Any = encoder.model
         self.device, self.dim = encoder.device, encoder.dim
         self.name, self.digest, self.describe = encoder.name, encoder.digest, encoder.describe
@@ -41,8 +36,8 @@ class TextEncoder:
         if encoder.pooling != "joint space" or not hasattr(self.model, "get_text_features"):
             raise ValueError(f"{self.name!r}, of type {kind!r}, has no text side: take a CLIP, a SigLIP or a CLAP.")
         try:
-            folder = locate(self.name, "checkpoint") if tokenizer is None else None
-            self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            folder = locate(self.name, "checkpoint")
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except ERRORS as error:
             raise ValueError(f"{self.name!r} has no tokenizer that can be read: {first_line(error)}") from error
         longest = getattr(getattr(self.model.config, "text_config", None), "max_position_embeddings", None)
@@ -53,11 +48,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], batch_size: int = 48) -> np.ndarray:
-        """Embed n texts into (n, d) float32, as the model gives them; long ones are cut, unknown words warned of.
-
-        Raises:
-            ValueError: this is not a list of texts.
-        """
+        """Embed a list of n texts into (n, d) float32, as the model gives them; warns of words it does not know."""
         if isinstance(texts, str) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError("texts must be a list of texts, none of them empty.")
         texts, embeddings = list(texts), [np.empty((0, self.dim), np.float32)]
@@ -76,34 +67,26 @@ class TextEncoder:
                 warnings.warn(f"The model does not know all the words in {text!r}.", stacklevel=4)
 
 
-def load_dual_encoder(
-    checkpoint: str | os.PathLike = "builtin", device: Any = None, dtype: Any = None
-) -> tuple[Encoder, TextEncoder]:
-    """Load both sides of a dual encoder, for images and for texts.
+def load_dual_encoder(checkpoint: str | os.PathLike = "builtin", device: Any = None) -> tuple[Encoder, TextEncoder]:
+    """Load both sides of a dual encoder, for images and for texts; errors as for `load_encoder`.
 
     Args:
         checkpoint: "builtin" (small, knows rendered leaves and some seventy words), a folder, or a Hub id such as
             openai/clip-vit-base-patch32 or google/siglip-base-patch16-224.
-        device, dtype: as for `load_encoder`.
-
-    Raises:
-        ValueError: there is no such checkpoint, or it is no dual encoder.
-        ConnectionError: the Hub cannot be reached.
+        device: as for `load_encoder`.
     """
-    images = load_encoder(BUILTIN if checkpoint == "builtin" else checkpoint, device, dtype)
+    images = load_encoder(BUILTIN if checkpoint == "builtin" else checkpoint, device)
     return images, TextEncoder(images)
 
 
 class AudioEncoder(Encoder):
     """Sounds in, embeddings out; made by `load_audio_encoder`.
 
-    A sound is an array (samples,) of floats, `sampling_rate` of them per second. Sounds go through the model one at
-    a time: padded to the length of others, some models would answer differently.
+    A sound is an array (samples,) of floats, `sampling_rate` of them per second.
     """
 
     @property
     def sampling_rate(self) -> int:
-        """Samples per second."""
         return self.processor.sampling_rate
 
     def example(self) -> torch.Tensor:
@@ -112,11 +95,7 @@ class AudioEncoder(Encoder):
         return self.prepare([tone, tone])
 
     def prepare(self, sources: Sequence) -> torch.Tensor:
-        """Turn sounds into inputs (b, ...) as the network wants them.
-
-        Raises:
-            ValueError: a sound is no row of finite numbers.
-        """
+        """Turn sounds into inputs (b, ...) as the network wants them."""
         sounds = [np.asarray(source, dtype=np.float32) for source in sources]
         for sound in sounds:
             if sound.ndim != 1 or not len(sound) or not np.isfinite(sound).all():
@@ -131,7 +110,7 @@ class AudioEncoder(Encoder):
         return inputs.to(self.device, self.dtype)
 
     def micro_batch(self, batch_size: int) -> int:
-        """Return how many sounds go through the network at a time: one."""
+        """Return 1: padded to the length of others, a sound would get another embedding from some models."""
         return 1
 
 
@@ -141,11 +120,7 @@ def load_audio_encoder(checkpoint: str | os.PathLike, device: Any = None) -> Aud
     Args:
         checkpoint: a folder, or a Hub id such as MIT/ast-finetuned-audioset-10-10-0.4593, facebook/wav2vec2-base or
             laion/clap-htsat-unfused.
-        device: as for `load_encoder`.
-
-    Raises:
-        ValueError: there is no such checkpoint, or it cannot embed sounds.
-        ConnectionError: the Hub cannot be reached.
+        device: as for `load_encoder`, and so are the errors.
     """
     folder = locate(str(checkpoint), "checkpoint")
     try:
@@ -156,8 +131,7 @@ def load_audio_encoder(checkpoint: str | os.PathLike, device: Any = None) -> Aud
             raise ValueError(f"a model of type {model_type(model)!r} takes no sounds")
         encoder = AudioEncoder(model, extractor, device)
     except ERRORS as error:
-        raise ValueError(
-            f"checkpoint {str(checkpoint)!r} cannot be loaded as a model of sounds: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        raise ValueError(f"checkpoint {str(checkpoint)!r} cannot be loaded as a model of sounds: {reason}") from error
     encoder.name = str(checkpoint)
     return encoder

@@ -1,4 +1,4 @@
-"""What is a checkpoint worth? Its embeddings measured beside its untrained self and beside plain pixels."""
+"""What is a checkpoint worth? Its embeddings are compared with those of its untrained self and with plain pixels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ PIXELS = 16  # images shrunk to 16 x 16 RGB: what colour and layout alone tell
 
 
 def shrink(images) -> np.ndarray:
-    """Images as plain rows (n, 768) of pixels."""
+    """Return images as rows (n, 768) of pixels."""
     return np.stack([np.asarray(open_image(image).resize((PIXELS, PIXELS))).ravel() for image in images["image"]])
 
 
 def assess(dataset: str = "builtin", checkpoint: str = "builtin") -> str:
-    """Exact label precision at 5 and participation ratio of a checkpoint on a data set, as a small table."""
+    """Return a small table: exact label precision at 5 and participation ratio of a checkpoint on a dataset.
+
+    Raises:
+        ValueError: there is no such dataset or checkpoint.
+        ConnectionError: the Hub cannot be reached.
+    """
     candidates, queries = candidates_and_queries(load_images(dataset))
     trained = load_encoder(checkpoint)
     untrained = load_encoder(UNTRAINED + checkpoint)

@@ -18,13 +18,18 @@ LINK = re.compile(r"\[([^\]]+)\]\(\d\d_\w+\.ipynb\)")  # to another notebook: he
 
 
 def as_mathml(match: re.Match) -> str:
-    """One formula between dollar signs as MathML, which browsers draw by themselves."""
+    """Return a formula between dollar signs as MathML, which browsers show by themselves."""
     block, inline = match.groups()
     return convert(block or inline, display="block" if block else "inline")
 
 
 def write_report(notebooks: Sequence[Path], target: Path) -> None:
-    """Write the story that executed notebooks tell, formulas and pictures included, as one page."""
+    """Write executed notebooks, formulas and pictures included, as one HTML page.
+
+    Args:
+        notebooks: the files, in order.
+        target: the page.
+    """
     parts = [nbformat.read(path, as_version=4) for path in notebooks]
     page = parts[0]
     page.cells = [cell for part in parts for cell in part.cells if "bootstrap" not in cell.metadata.get("tags", [])]

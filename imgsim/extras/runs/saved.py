@@ -1,4 +1,4 @@
-"""What a kept run is good for: running it again to see whether it repeats, and asking its index."""
+"""What can be done with a finished run: repeat it and compare the numbers, and search its index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ ROUNDED = 0.005  # metrics of the same inputs that differ by less, as a share of
 
 
 def read_run(folder) -> dict:
-    """A run's run.json; a ValueError where the folder holds none."""
+    """Read a run's run.json.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
     try:
         content = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
         _ = content["settings"]["checkpoint"], content["digests"]["index"], content["environment"]["versions"]
@@ -31,8 +35,8 @@ def read_run(folder) -> dict:
         raise ValueError(f"{str(folder)!r} is no folder that a run has left (there is no run.json to read).") from error
 
 
-def pinned(kept: dict) -> dict:
-    """A run's settings, with Hub names at the commits that were used."""
+def pin_revisions(kept: dict) -> dict:
+    """Return a run's settings, with Hub names at the commits that were used."""
     settings = dict(kept["settings"])
     for kind in ("dataset", "checkpoint"):
         if commit := kept["digests"].get(f"{kind}_commit"):
@@ -40,8 +44,8 @@ def pinned(kept: dict) -> dict:
     return settings
 
 
-def decisive(kept: dict) -> dict:
-    """All that decided a run, by name."""
+def provenance(kept: dict) -> dict:
+    """Return all that decided a run, by name."""
     digests, made_by = kept["digests"], kept["environment"]
     projection = {name: digests["index"][name] for name in ("planes", "mean")}
     parts = {
@@ -56,12 +60,13 @@ def decisive(kept: dict) -> dict:
     return parts | {f"version of {name}": number for name, number in made_by["versions"].items()}
 
 
-def metrics_of(folder) -> dict:
+def read_metrics(folder) -> dict:
+    """Read a run's metrics, all but times and names."""
     metrics = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
     return {name: value for name, value in metrics.items() if name not in (*TIMES, "dataset", "checkpoint")}
 
 
-def compare(before, now, rounded: float = ROUNDED) -> str:
+def compare_metric(before, now, rounded: float = ROUNDED) -> str:
     """Say of two values of a metric whether they are identical, the same within rounding, or not the same."""
     if now == before:
         return "identical"
@@ -79,18 +84,18 @@ def repeat(folder) -> bool:
     Raises:
         ValueError: the folder holds no run, or its inputs are gone.
     """
-    kept, first = read_run(folder), metrics_of(folder)
+    kept, first = read_run(folder), read_metrics(folder)
     with TemporaryDirectory() as scratch, environ(IMGSIM_CACHE=f"{scratch}/cache"):
-        again = run(pinned(kept), f"{scratch}/run")
-        now, second = read_run(again), metrics_of(again)
-    changed = [name for name, value in decisive(kept).items() if decisive(now).get(name) != value]
+        again = run(pin_revisions(kept), f"{scratch}/run")
+        now, second = read_run(again), read_metrics(again)
+    changed = [name for name, value in provenance(kept).items() if provenance(now).get(name) != value]
     rounded = 0 if set(INPUTS) & set(changed) else ROUNDED  # what other inputs change is no rounding
-    verdicts = {name: compare(first.get(name), second.get(name), rounded) for name in first | second}
+    verdicts = {name: compare_metric(first.get(name), second.get(name), rounded) for name in first | second}
     for name, verdict in verdicts.items():
         print(f"{name:30}{first.get(name)!s:24}{verdict}")
     print(f"(not compared: {', '.join(TIMES)})")
     differs = [name for name, verdict in verdicts.items() if verdict.endswith("differs")]
-    same = [name for name in decisive(kept) if name not in changed and not name.startswith("version")]
+    same = [name for name in provenance(kept) if name not in changed and not name.startswith("version")]
     same += [] if any(name.startswith("version") for name in changed) else ["all versions"]
     if rounded and not differs:
         changed = [name for name in changed if name not in RESULTS]
@@ -123,7 +128,7 @@ class SavedRun:
         from imgsim.index import BuildLSHTable
 
         images = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-        self.settings, self.names, self.files = pinned(kept), images["labels"], images["files"]
+        self.settings, self.names, self.files = pin_revisions(kept), images["labels"], images["files"]
         encoder = load_encoder(self.settings["checkpoint"], dtype=self.settings["dtype"])
         self.index = BuildLSHTable.load(folder / "index", encoder)
 

@@ -1,8 +1,6 @@
 """Texts and sounds as rows, captions that are true, and the built-in dual encoder's answers to unseen captions."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -293,8 +291,3 @@ def test_notebook_searches_other_images_with_another_checkpoint(tmp_path, tokeni
         str(ROOT / "notebooks" / "08_other_modalities.ipynb"), str(tmp_path / "out.ipynb"), settings, progress_bar=False
     )
     assert (tmp_path / "figures" / "08-answers.png").exists() and (tmp_path / "figures" / "08-gap.png").exists()
-
-
-def test_nothing_of_this_is_loaded_by_the_tutorial():
-    code = "import sys, imgsim.index, imgsim.encoder; assert 'imgsim.extras' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

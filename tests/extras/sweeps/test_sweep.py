@@ -76,9 +76,8 @@ def test_a_point_measures_what_a_run_measures(toy_sweep, images, encoder):
     index = BuildLSHTable(encoder, hash_size=4, num_tables=3, seed=3).build(candidates)
     parts = [part for split in (candidates, queries) for part in (encoder.embed(split), labels_of(split))]
     metrics = evaluate(index, parts[0], parts[2], parts[1], parts[3])
-    assert {name: table[name][0] for name in metrics if name not in TIMES} == {
-        name: value for name, value in metrics.items() if name not in TIMES
-    }
+    for name in set(metrics) - set(TIMES):
+        assert table[name][0] == pytest.approx(metrics[name], rel=0.01, abs=0.03), name  # rounding may turn a sign
 
 
 def test_failed_points_are_recorded_and_stop_no_other(toy_sweep):
@@ -103,8 +102,10 @@ def test_report_links_every_points_own_page_and_needs_no_network(toy_sweep):
 
 
 def test_killed_half_way_it_goes_on_where_it_stopped(toy_sweep, sweep_file):
-    folder = sweep_file.parent / "killed"
-    arguments = ["sweep", str(sweep_file), "--output", str(folder), "--jobs", "1"]
+    content, folder = yaml.safe_load(sweep_file.read_text()), sweep_file.parent / "killed"
+    content["points"] = {name: content["points"][name] for name in ("one", "bits", "broken")}
+    (sweep_file.parent / "killed.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    arguments = ["sweep", str(sweep_file.parent / "killed.yaml"), "--output", str(folder), "--jobs", "1"]
     process = subprocess.Popen([sys.executable, "-m", "imgsim", *arguments], stderr=subprocess.DEVNULL)
     while not list(folder.glob("points/*/run.json")):
         assert process.poll() is None
@@ -113,12 +114,12 @@ def test_killed_half_way_it_goes_on_where_it_stopped(toy_sweep, sweep_file):
     process.wait()
     finished = [file for done in folder.glob("points/*/run.json") for file in done.parent.rglob("*")]
     before = {file: file.stat().st_mtime_ns for file in finished}
-    assert 0 < len({file.parent for file in finished if file.name == "run.json"}) < 3
-    assert main(arguments) == 1  # two points fail as before
+    assert len({file.parent for file in finished if file.name == "run.json"}) == 1
+    assert main(arguments) == 1  # a point fails as in the whole sweep
     assert {file: file.stat().st_mtime_ns for file in finished} == before
     again = pd.read_parquet(folder / "results.parquet")
-    table = toy_sweep[2]
-    pd.testing.assert_frame_equal(again.drop(columns=CHANGING), table.drop(columns=CHANGING))
+    table = toy_sweep[2].set_index("point").loc[list(content["points"])].reset_index()
+    pd.testing.assert_frame_equal(again.drop(columns=CHANGING), table.drop(columns=CHANGING), check_like=True)
 
 
 @pytest.mark.parametrize("change", ["nothing", "settings", "inputs", "code", "versions", "half"])
