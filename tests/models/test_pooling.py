@@ -167,6 +167,7 @@ def own_definition(folder, definition, pixels):
         return definition(model, outputs).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_embedded_as_it_defines_it(family, save, images, table, capfd):
     kind, settings, pooling, dim, definition = FAMILIES[family]
