@@ -392,6 +392,7 @@ from imgsim import load_encoder, load_images
 
 checkpoint, folder, cache = sys.argv[1:]
 images, encoder = load_images(folder)["test"], load_encoder(checkpoint, "cpu")
+print("ready", flush=True)
 for _ in range(30):
     encoder.embed(images)
     for file in Path(cache).glob("[!.]*"):
@@ -402,7 +403,9 @@ for _ in range(30):
 @pytest.mark.slow
 def test_two_processes_may_use_the_cache_at_once(checkpoint, image_folder, encoder, images, own_cache):
     expected = encoder.embed(images["test"]["image"])
-    other = subprocess.Popen([sys.executable, "-c", OTHER, str(checkpoint), str(image_folder), own_cache])
+    command = [sys.executable, "-c", OTHER, str(checkpoint), str(image_folder), own_cache]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"ready\n"
     while other.poll() is None:  # while the other one writes and clears away the same file
         np.testing.assert_allclose(encoder.embed(images["test"]), expected, atol=ALIKE)
     assert other.returncode == 0 and not list(own_cache.glob(".*"))
