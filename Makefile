@@ -28,7 +28,8 @@ check: $(READY_TO_TEST) ## lint, types and the tests of the core, in under a min
 test: $(READY_TO_TEST) ## everything that is promised, on two cores, without a network
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with tests/notebooks/nbval.cfg tests notebooks/0[1-9]*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		--nbval --nbval-sanitize-with tests/notebooks/nbval.cfg tests notebooks/0[1-9]*.ipynb
 
 lab: $(READY) ## JupyterLab with this environment's kernel
 	$(BIN)/jupyter lab notebooks
@@ -54,7 +55,7 @@ pins: ## compile requirements.txt and requirements-test.txt from pyproject.toml
 
 clean: ## remove the environment, and from the cache what imgsim has put there
 	rm -rf $(VENV) build
-	cd "$(CACHE)" 2>/dev/null && rm -rf leaves-$(HEX) builtin-shards \
+	cd "$(CACHE)" 2>/dev/null && rm -rf leaves-$(HEX) leaves-$(HEX).lock builtin-shards \
 		embeddings/$(HEX)$(HEX)$(HEX)$(HEX).npz checked/$(HEX)$(HEX)$(HEX)$(HEX).json || true
 	rmdir "$(CACHE)/embeddings" "$(CACHE)/checked" "$(CACHE)" 2>/dev/null || true
 

@@ -15,3 +15,14 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         cache = os.environ["IMGSIM_CACHE"] = tempfile.mkdtemp(prefix="imgsim-cache-")
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+
+
+LONGEST = (  # files first that take long, so that no worker is left alone with one of them in the end
+    *("test_scale", "01_embeddings", "test_wheel", "test_runs", "test_sweep", "09_scale_out", "06_sweep_report"),
+    *("07_near_duplicates", "test_notebooks", "test_hostile", "test_modalities", "test_demo", "test_onnx"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Sort tests by how long their files take; xdist hands the files out in this order (--no-loadscope-reorder)."""
+    items.sort(key=lambda item: (*LONGEST, item.path.stem).index(item.path.stem))

@@ -24,7 +24,7 @@ RANDOM = "vit-base-random"  # the size of ViT-B with weights drawn from a seed: 
 
 
 def read(dataset: str, count: int | None) -> Dataset:
-    """The images of all splits of a data set, or the first of them, as encoded bytes in memory."""
+    """Return the images of all splits of a dataset, or the first of them, as encoded bytes in memory."""
     paths = [path for split in load_images(dataset).values() for path in split["image_file_path"]]
     rows = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths[:count]]
     return Dataset.from_dict({"image": rows, "label": [0] * len(rows)}).cast_column("image", Image())

@@ -1,10 +1,10 @@
-"""Measure scaling out: building and searching tables of generated embeddings, and embedding beside one process.
+"""Measure scaling out: building and searching tables of generated embeddings, and embedding compared with one process.
 
     python benchmarks/scale.py                                       1,000,000 x 256 generated, 10 tables
     python benchmarks/scale.py --images FOLDER --checkpoint NAME     images per second, in one run with a single process
 
 Memory is that of this process and all that Ray starts (proportional set sizes). A query through Parquet or mapped files
-is cold: in a process of its own, from opening the index to the answer, with the files out of the page cache where the
+is cold: in a process of its own, from opening the index to the answer, with the files out of the page cache if the
 system lets them go; importing is not counted.
 """
 
@@ -98,7 +98,7 @@ def time_tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
     size = sum(path.stat().st_size for path in exported.iterdir()) / count
     print(f"export: {time.perf_counter() - start:.1f} s, {size:.0f} bytes per image")
     memory = BuildLSHTable(hash_size=manifest["hash_size"], num_tables=num_tables).build_from_embeddings(embeddings)
-    print(f"in memory, beside it: built in {memory.build_seconds:.1f} s")
+    print(f"in memory, for comparison: built in {memory.build_seconds:.1f} s")
     truth, _ = exact_neighbours(queries, embeddings, 10)
     found = BuildLSHTable.load(exported, mapped=True).search(queries)
     print(

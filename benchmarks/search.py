@@ -1,4 +1,4 @@
-"""Time imgsim's search beside its peers: one run, the same data, the same threads, one table.
+"""Time imgsim's search and its peers: one run, the same data, the same threads, one table.
 
 Shapes: n candidates, m queries, d dimensions. All rows are normalised, so a dot product is a cosine, and every
 recall is of the 10 nearest by exact cosine of the embeddings as they are (not centred).
@@ -46,7 +46,7 @@ SETTINGS = (
 )
 COLOURS = {"imgsim": "C3", "faiss": "C0", "exact": "0.4", "published": "C1"}  # by a name's first word
 # A row's search takes queries (m, d) and returns ids (m, 10), then how many candidates were seen and how many of them
-# compared exactly, for all queries together or for each. bytes: what the index takes for an image beside its embedding.
+# compared exactly, for all queries together or for each. bytes: what the index takes per image besides its embedding.
 COLUMNS = ("name", "build s", "recall@10", "seen %", "exact %", "bytes", "µs batched", "µs single", "× LSH")
 DECIMALS = (2, 3, 2, 2, 0, 1, 1, 2)
 
@@ -204,7 +204,7 @@ def published_rows(candidates, hash_size=8, num_tables=10):
 
 
 def bytes_per_image(index: BuildLSHTable) -> float:
-    """Return what an index takes for an image beside its embedding."""
+    """Return what an index takes per image besides its embedding."""
     arrays = arrays_of(index.snapshot).items()
     return sum(array.nbytes for name, array in arrays if name not in ("vectors", "planes", "mean")) / len(index)
 

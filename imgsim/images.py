@@ -21,7 +21,7 @@ def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
     """Load an image set with the columns `image` and, if there are classes, `labels`.
 
     Args:
-        source: "builtin" (bean leaves rendered by sources/builtin.py); a folder of image files, or of Parquet files
+        source: "builtin" (bean leaves rendered by sources/leaves.py); a folder of image files, or of Parquet files
             as the Hub stores them; or a dataset on the Hub such as "AI-Lab-Makerere/beans". Options choose a split
             and columns: "owner/name@revision?split=train&image=photo&label=species".
 

@@ -177,7 +177,7 @@ def duplicates(command: Parser) -> Work:
     """
     command.add_argument("folder", metavar="FOLDER", help="a folder of images, or another dataset")
     command.add_argument("--checkpoint", default="builtin", help=f"{HELP['checkpoint']} (default: builtin)")
-    command.add_argument("--threshold", type=float, help="the least cosine of a pair (default: calibrated)")
+    command.add_argument("--threshold", type=float, help="lowest cosine of a pair (default: calibrated)")
     command.add_argument("--output", metavar="DIR", help="write to this folder (default: outputs/duplicates-FOLDER)")
 
     def work(options):

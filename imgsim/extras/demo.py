@@ -26,12 +26,7 @@ footer { display: none !important }
 
 
 class Answers:
-    """Answers a run's index: images or words in, pictures of the matches out, no page yet.
-
-    Attributes:
-        examples: a few of the run's queries; title: its dataset and checkpoint.
-        texts: a TextEncoder if words find images too, or None.
-    """
+    """What a run's index answers: images or words in, pictures of the matches out, no page yet."""
 
     def __init__(self, folder):
         self.run = SavedRun(folder)

@@ -26,7 +26,7 @@ from imgsim.sources.errors import first_line
 
 PIL.Image.init()
 # Nothing else is tried: pillow would hand PostScript, whatever its suffix, to a program that executes it.
-FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF") if name in PIL.Image.OPEN]
+FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF") if name in PIL.Image.OPEN]
 NOT_RECOGNISED = f"not recognised as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 EMPTY_FILE = "an empty file"
 MAX_ASPECT = 500  # length over width: scaled to 256 on the short side, such a strip takes 400 MB
@@ -93,7 +93,7 @@ def find_unreadable(
     except (OSError, ValueError, TypeError):  # not there yet, or damaged
         readable = set()
     new = [i for i, signature in enumerate(signatures) if signature is None or signature not in readable]
-    unreadable = {}
+    unreadable: dict[int, str] = {}
     progress = tqdm(desc=title, total=len(new), unit="image", delay=2)
     with ThreadPoolExecutor() as pool, progress, warnings.catch_warnings(action="ignore"):  # of odd metadata
         for start in range(0, len(new), CHUNK):

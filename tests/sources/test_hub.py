@@ -60,7 +60,8 @@ def test_without_a_network_a_hub_id_is_refused_at_once(load, hub_at, refused):
 
 
 @pytest.mark.slow
-def test_a_hub_that_never_answers_is_given_up(hub_at, refused):
+def test_a_hub_that_never_answers_is_given_up(hub_at, refused, monkeypatch):
+    monkeypatch.setattr("imgsim.sources.hub.HUB_TIMEOUT", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call and says nothing
         hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.perf_counter()

@@ -28,8 +28,8 @@ HELP = {  # for the command line
     "hash_size": "bits per code, 1 to 64: more bits, smaller buckets",
     "num_tables": "hash tables: more tables, more neighbours found",
     "probes": "extra buckets looked up per table: more probes, more neighbours found",
-    "seed": "seed of the random planes, and of the held-out tenth if a dataset has no test split",
-    "top_k": "matches shown beside a query",
+    "seed": "seed of the random planes, and of the held-out tenth if a dataset has only one split",
+    "top_k": "matches to show per query",
     "batch_size": "images embedded at a time",
     "dtype": "precision of the model's numbers: float32, bfloat16 or, on a GPU, float16",
 }

@@ -26,7 +26,7 @@ SIGNATURE_GROUP, TABLE_GROUP = 1 << 13, 1 << 12  # rows per row group
 def build_index(
     folder, hash_size: int | None = None, num_tables: int = 10, seed: int = 0, *, projection: Projection | None = None
 ) -> dict:
-    """Hash the embeddings in `folder`/embeddings, and store tables of them in `folder`/index.
+    """Hash the embeddings in `folder`/embeddings, and store tables of them in `folder`/index; return the manifest.
 
     The projection is fixed first. Then come the signatures, in the order of the ids, and the tables, divided by the
     first bits of the hash and sorted by hash and id. A job that was interrupted continues where it stopped.
@@ -37,9 +37,6 @@ def build_index(
         num_tables: independent tables.
         seed: of the planes.
         projection: to use instead of planes from the seed and the mean of a sample.
-
-    Returns:
-        The manifest.
 
     Raises:
         ValueError: a setting is impossible, there are no embeddings, or a shard of them is damaged.
@@ -74,9 +71,8 @@ def build_index(
         with cluster() as data:
             if unhashed:
                 items = data.from_items(unhashed, override_num_blocks=len(unhashed))
-                hashed = items.map_batches(
-                    save_signatures, **one_each, fn_args=(embeddings, target, job_id, projection)
-                )
+                settings = embeddings, target, job_id, projection
+                hashed = items.map_batches(save_signatures, **one_each, fn_args=settings)
                 list(run_job(hashed, sum(shards[item["name"]]["rows"] for item in unhashed), "hashing", "image"))
             if missing:
                 finished, total = target.finished(job_id), count * len(missing) >> prefix_bits

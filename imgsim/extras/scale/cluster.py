@@ -30,13 +30,9 @@ def require_ray() -> None:
 def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
     """Give `ray.data` of a Ray that was joined before, that RAY_ADDRESS names, or of a local one, started for a while.
 
-    A local one accepts only connections that present its token, has no dashboard, and reports to nobody.
-
-    Args:
-        cpus: tasks that a local one works on at a time; by default as many as there are cores.
-        num_gpus: GPUs that a local one uses; by default all.
+    A local one accepts only connections that present its token, has no dashboard, and reports to nobody. It has `cpus`
+    cores, by default all, and `num_gpus` GPUs, by default all.
     """
-    require_ray()
     settings = {name: os.environ.get(name, value) for name, value in QUIET.items()}
     with environ(**settings), warnings.catch_warnings(action="ignore"), ExitStack() as stack:
         import ray

@@ -77,26 +77,30 @@ def embed_images(
     encoder, source = load_encoder(checkpoint, dtype=dtype), list_images(images, column)
     target, bad = Shards.at(folder, "embeddings"), len(source.skipped)
     check_bad(images, bad, max_bad, *source.skipped)
-    rows = rows_per_shard(shard_rows, len(source), encoder.dim)
-    job_id, names = short_digest(encoder.digest, source.files, source.version, rows), shard_names(len(source), rows)
+    rows, names = plan_shards(shard_rows, len(source), encoder.dim)
+    job_id = short_digest(encoder.digest, source.files, source.version, rows)
     finished = target.finished(job_id)
     missing = [number for number, name in enumerate(names) if name not in finished]
     pieces = [piece for number in missing for piece in source.pieces(number * rows, (number + 1) * rows)]
     ended = []  # (time, images) of all batches
     if pieces:
         with cluster(None if num_gpus else actors + 1) as data:
-            check_gpus(num_gpus)
+            import ray
+
+            gpus = ray.cluster_resources().get("GPU", 0)
+            if gpus < num_gpus and not os.environ.get("RAY_ADDRESS"):  # Ray would wait; a cluster may still grow some
+                raise ValueError(f"num_gpus is {num_gpus:g}, but this machine has {gpus:g} GPUs that Ray can use.")
             items = data.from_items(pieces, override_num_blocks=len(pieces))
             opening = source.folder, source.column, encoder.processor, batch_size
             actor, pool = (encoder.origin, encoder.digest), data.ActorPoolStrategy(size=actors)
             by_piece = {"batch_size": 1, "batch_format": "pyarrow"}
             if num_gpus:
                 pixels = items.map_batches(open_images, **by_piece, fn_args=opening)
-                gpus = {"num_gpus": num_gpus, "compute": pool, "batch_size": batch_size}
-                embedded = pixels.map_batches(Embed, **gpus, fn_constructor_args=actor)
+                on_gpu = {"num_gpus": num_gpus, "compute": pool, "batch_size": batch_size}
+                embedded = pixels.map_batches(Embed, **on_gpu, fn_constructor_args=actor)
             else:
-                cpus = {"compute": pool, "fn_constructor_args": (*actor, *opening)}
-                embedded = items.map_batches(OpenAndEmbed, **by_piece, **cpus)
+                actor = {"compute": pool, "fn_constructor_args": (*actor, *opening)}
+                embedded = items.map_batches(OpenAndEmbed, **by_piece, **actor)
             shards = embedded.repartition(target_num_rows_per_block=rows, strict=True)
             saved = shards.map_batches(save_embeddings, batch_format="pyarrow", fn_args=(target, job_id, rows))
             for row in run_job(saved, sum(piece["count"] for piece in pieces), "embedding", "image"):
@@ -116,16 +120,13 @@ def embed_images(
 
 
 def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int | None = None) -> dict:
-    """Store embeddings (n, d) from elsewhere where `embed_images` puts its own.
+    """Store embeddings from elsewhere where `embed_images` puts its own; return the manifest.
 
     Args:
         folder: a path or an address.
         embeddings: (n, d), finite and at most 65,504, as they are stored in float16.
         ids: (n,) whole numbers that ascend; by default 0 to n - 1.
         shard_rows: embeddings per shard.
-
-    Returns:
-        The manifest.
 
     Raises:
         ValueError: the ids or the embeddings do not fit.
@@ -139,9 +140,9 @@ def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int |
         halves = np.asarray(embeddings).astype(np.float16)
     if not np.isfinite(halves).all():
         raise ValueError("The embeddings hold values that are not finite, or above 65,504, in float16: scale them.")
-    target, rows = Shards.at(folder, "embeddings"), rows_per_shard(shard_rows, *embeddings.shape)
+    target, (rows, names) = Shards.at(folder, "embeddings"), plan_shards(shard_rows, *embeddings.shape)
     digests = [blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest() for array in (embeddings, ids)]
-    job_id, names = short_digest(digests, rows), shard_names(len(ids), rows)
+    job_id = short_digest(digests, rows)
     for number, name in enumerate(names):
         part = slice(number * rows, (number + 1) * rows)
         columns = {"id": ids[part], "embedding": as_lists(halves[part]), "source": [""] * len(ids[part])}
@@ -152,15 +153,6 @@ def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int |
     return manifest
 
 
-def check_gpus(wanted: float) -> None:
-    """Raise a ValueError if Ray would wait for GPUs that never come; a cluster may still grow some."""
-    import ray
-
-    found = ray.cluster_resources().get("GPU", 0)
-    if found < wanted and not os.environ.get("RAY_ADDRESS"):
-        raise ValueError(f"num_gpus is {wanted:g}, but this machine has {found:g} GPUs that Ray can use.")
-
-
 def check_bad(images, bad: int, max_bad: int, *skipped: dict) -> None:
     """Raise a ValueError, with an example of those skipped, if too many images cannot be read."""
     if bad > max_bad:
@@ -168,14 +160,10 @@ def check_bad(images, bad: int, max_bad: int, *skipped: dict) -> None:
         raise ValueError(f"{str(images)!r} holds more than {max_bad} images that cannot be read{such}.")
 
 
-def rows_per_shard(wanted: int | None, count: int, dim: int) -> int:
-    """Return how many rows a shard gets: as many as are wanted, or as make files of a good size, but several."""
-    return check_integer(min(SHARD_BYTES // (2 * dim), -(-count // 16)) if wanted is None else wanted, "shard_rows", 1)
-
-
-def shard_names(count: int, rows: int) -> list[str]:
-    """Name the shards of `count` images."""
-    return [f"part-{number:05}" for number in range(-(-count // rows))]
+def plan_shards(wanted: int | None, count: int, dim: int) -> tuple[int, list[str]]:
+    """Return the rows per shard, as many as are wanted or make files of a good size, but several; and their names."""
+    rows = check_integer(min(SHARD_BYTES // (2 * dim), -(-count // 16)) if wanted is None else wanted, "shard_rows", 1)
+    return rows, [f"part-{number:05}" for number in range(-(-count // rows))]
 
 
 def manifest_of(target: Shards, job_id: str, names: list[str], skipped: list[dict]) -> dict:

@@ -21,11 +21,10 @@ from imgsim.tables import has_starts
 
 
 class ShardedIndex:
-    """The index that `build_index` left in a folder. A search reads only what its queries need.
+    """The index that `build_index` left in a folder, of which a search reads only what its queries need.
 
-    It gives the same ids and cosines as a search of BuildLSHTable: it reads from the tables the row groups with the
-    buckets looked up, from the signatures those with the candidates in these buckets, and from the embeddings those
-    with the `rerank` best candidates, and asks an index in memory of what it has read.
+    A search gives the same ids and cosines as that of BuildLSHTable. It reads the row groups with the buckets looked
+    up, with the signatures of the candidates in them, and with the embeddings of the `rerank` best of these.
 
     Args:
         folder: a path, or an address that fsspec knows.

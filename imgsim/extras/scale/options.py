@@ -27,10 +27,12 @@ def add_steps(command: argparse.ArgumentParser) -> None:
     )
     embed.add_argument("--num-gpus", type=float, default=0, help="GPUs per actor that holds the encoder (default: 0)")
     embed.add_argument("--concurrency", type=int, help="such actors (default: one per core; with GPUs, 1)")
-    embed.add_argument("--max-bad", type=int, default=1000, help="unreadable images to pass over (default: 1000)")
+    embed.add_argument(
+        "--max-bad", type=int, default=1000, help="unreadable images to skip before giving up (default: 1000)"
+    )
     build = add("build", "sort the embeddings' hashes into tables in Parquet")
     build.add_argument("folder", metavar="FOLDER", help="the folder with embeddings/")
-    build.add_argument("--hash-size", type=int, help=f"{HELP['hash_size']} (default: some 16 candidates per bucket)")
+    build.add_argument("--hash-size", type=int, help=f"{HELP['hash_size']} (default: about 16 candidates per bucket)")
     build.add_argument("--num-tables", type=int, default=10, help=f"{HELP['num_tables']} (default: 10)")
     build.add_argument("--seed", type=int, default=0, help="seed of the random planes (default: 0)")
     query = add("query", "search the tables with a photo")

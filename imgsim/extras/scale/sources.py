@@ -25,11 +25,9 @@ class Images:
     """Images in order, which are their ids: one per image file, or all rows of each Parquet file.
 
     Attributes:
-        folder: where the files are; files: their names from there on.
-        row_groups: of each Parquet file, how many images each of its row groups has.
-        column: of the images in a Parquet file; None for image files.
+        files: their names in the folder; version: of each, what changes when it does.
+        row_groups: of each Parquet file, how many images each of its row groups has; column: where they are.
         skipped: files that cannot be read, as {"source", "reason"}.
-        version: of each file, what changes when it does.
     """
 
     folder: Shards
@@ -65,7 +63,7 @@ def list_images(address, column: str | None = None) -> Images:
     """List the images at an address: those in Parquet files if there are any, else files by their suffix.
 
     Args:
-        address: "builtin", or of a file or a folder: a path, or what fsspec knows.
+        address: "builtin", a path, or what fsspec knows; of a file or a folder.
         column: of the images in Parquet files; by default the one that holds images.
 
     Raises:

@@ -15,11 +15,11 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from imgsim.images import candidates_and_queries, labels_of
-from imgsim.search.storage import read_arrays, write_arrays
+from imgsim.search.storage import digest_of, read_arrays, write_arrays
 from imgsim.sources.decode import open_image
 
 ARRAYS = ("embeddings", "labels", "thumbnails", "ends")
-MANIFEST_KEYS = ("dataset", "checkpoint", "checkpoint_digest", "dtype", "splits", "names", "images_per_second")
+MANIFEST_KEYS = ("dataset", "checkpoint", "dtype", "images_per_second", "splits", "names")
 
 
 def thumbnail(source) -> bytes:
@@ -29,14 +29,15 @@ def thumbnail(source) -> bytes:
     return content.getvalue()
 
 
-def write_inputs(images: DatasetDict, encoder, settings: dict, folder: Path) -> None:
-    """Embed the splits that searches use, and write all that a point needs to know of them.
+def write_inputs(images: DatasetDict, encoder, settings: dict, folder: Path) -> dict:
+    """Embed the splits that searches use, and write to a folder all that a point needs to know of them.
 
     Args:
-        images: as `load_images` returns them.
-        encoder: an Encoder.
+        images, encoder: as `load_images` and `load_encoder` return them.
         settings: dataset, checkpoint and batch_size, as in a run.
-        folder: where to write.
+
+    Returns:
+        The digests of checkpoint and embeddings.
     """
     parts = candidates_and_queries(images)
     used = {name: split for name, split in images.items() if any(split is part for part in parts)} or dict(images)
@@ -49,22 +50,15 @@ def write_inputs(images: DatasetDict, encoder, settings: dict, folder: Path) -> 
         sources += split.cast_column("image", Image(decode=False))["image"]
     with ThreadPoolExecutor() as pool:
         thumbnails = list(pool.map(thumbnail, sources))
-    arrays = {
-        "embeddings": np.concatenate(embeddings),
-        "labels": np.concatenate(labels),
-        "thumbnails": np.frombuffer(b"".join(thumbnails), np.uint8),
-        "ends": np.cumsum([len(content) for content in thumbnails]),
-    }
-    manifest = {
-        "dataset": settings["dataset"],
-        "checkpoint": settings["checkpoint"],
-        "checkpoint_digest": encoder.digest,
-        "dtype": encoder.precision,
-        "splits": {name: len(split) for name, split in used.items()},
-        "names": getattr(parts[0].features.get("labels"), "names", None),
-        "images_per_second": speeds[0],
-    }
+    arrays = {"embeddings": np.concatenate(embeddings), "labels": np.concatenate(labels)}
+    arrays["thumbnails"] = np.frombuffer(b"".join(thumbnails), np.uint8)
+    arrays["ends"] = np.cumsum([len(content) for content in thumbnails])
+    manifest = {name: settings[name] for name in ("dataset", "checkpoint")}
+    manifest |= {"dtype": encoder.precision, "images_per_second": speeds[0]}
+    manifest["splits"] = {name: len(split) for name, split in used.items()}
+    manifest["names"] = getattr(parts[0].features.get("labels"), "names", None)
     write_arrays(folder, manifest, arrays)
+    return {"checkpoint": encoder.digest, "embeddings": digest_of(arrays["embeddings"])}
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_points(path) -> list[dict]:
-    """Read a sweep file: the product of its lists of values, once for each group of settings under `points`.
-
-    Returns:
-        All settings of each point, with the name of its group, or "" if there are none, as "point".
+    """Read a sweep file: all settings of each point, and as "point" the name of its group under `points`, or "".
 
     Raises:
         ValueError: a name or a value is wrong.
@@ -49,7 +46,9 @@ def short_digest(content) -> str:
 
 
 def record_failure(job: dict, error: Exception) -> None:
-    """Write to a point's folder, in one line, why it is not finished."""
+    """Write to a point's folder, in one line, why it is not finished; raise it if the disk is full."""
+    if getattr(error, "errno", None) in DISK_FULL:
+        raise error
     kind, said = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)  # of a notebook's cell
     job["folder"].mkdir(parents=True, exist_ok=True)
     (job["folder"] / "run.json").unlink(missing_ok=True)
@@ -60,8 +59,7 @@ def prepare_jobs(points: list[dict], found: list[tuple[dict, dict]], folder: Pat
     """Make a job of each point, and embed each dataset by each checkpoint, unless the cache has the embeddings.
 
     Args:
-        points: from `read_points`.
-        found: what `find_inputs` returns for each point.
+        points: from `read_points`; found: what `find_inputs` returns for each of them.
         folder: of the sweep.
 
     Returns:
@@ -69,6 +67,8 @@ def prepare_jobs(points: list[dict], found: list[tuple[dict, dict]], folder: Pat
         that cannot be loaded fails its points: their digests are None.
     """
     images = {name: load_images(name) for name in dict.fromkeys(settings["dataset"] for settings, _ in found)}
+    from imgsim.encoder import load_encoder  # torch, from here on
+    from imgsim.extras.sweeps.inputs import write_inputs
 
     @cache
     def split_digests(dataset: str, seed: int) -> dict:
@@ -90,10 +90,9 @@ def prepare_jobs(points: list[dict], found: list[tuple[dict, dict]], folder: Pat
     for inputs, sharing in by_inputs.items():
         settings = sharing[0]["settings"]
         try:
-            digests = embed_inputs(images[settings["dataset"]], settings, inputs)
+            encoder = load_encoder(settings["checkpoint"], dtype=settings["dtype"])
+            digests = write_inputs(images[settings["dataset"]], encoder, settings, inputs)
         except Exception as error:
-            if getattr(error, "errno", None) in DISK_FULL:
-                raise
             for job in sharing:
                 job["digests"] = None
                 record_failure(job, error)
@@ -101,13 +100,3 @@ def prepare_jobs(points: list[dict], found: list[tuple[dict, dict]], folder: Pat
             for job in sharing:
                 job["digests"] |= digests
     return jobs
-
-
-def embed_inputs(images, settings: dict, folder: Path) -> dict:
-    """Embed a dataset for all points that share these settings; return the digests of checkpoint and embeddings."""
-    from imgsim.encoder import load_encoder  # torch, from here on
-    from imgsim.extras.sweeps.inputs import write_inputs
-
-    write_inputs(images, load_encoder(settings["checkpoint"], dtype=settings["dtype"]), settings, folder)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return {"checkpoint": manifest["checkpoint_digest"], "embeddings": manifest["arrays"]["embeddings"]}

@@ -65,8 +65,7 @@ def execute_point(job: dict, made_by: dict) -> None:
         write_report([execute(POINT, settings, folder, progress=False)], folder / "report.html")
         index = json.loads((folder / "digests.json").read_text(encoding="utf-8"))
     except Exception as error:
-        if getattr(error, "errno", None) not in DISK_FULL:
-            record_failure(job, error)
+        record_failure(job, error)
         raise
     seconds = round(time.perf_counter() - start, 2)
     content = {"settings": job["settings"], "digests": job["digests"] | {"index": index}, "environment": made_by}

@@ -173,7 +173,7 @@ def test_product_and_named_points(tmp_path):
         ("hash_size: [6, 70]", "hash_size is 70"),
         ("hash_size: []", "hash_size"),
         ("seed: {from: 1}", "seed must be a whole number"),
-        ("seed: 1\nseed: 2", "stands there twice"),
+        ("seed: 1\nseed: 2", "occurs twice"),
         ("checkpoint:", "checkpoint is empty"),
         ("points: [6, 8]", "points"),
         ("points: {one: {prob: 3}}", "prob"),
