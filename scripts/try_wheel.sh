@@ -14,7 +14,7 @@ echo "== install"
 pip() { "$work/venv/bin/pip" --disable-pip-version-check "$@"; }
 pip wheel -q --no-deps -w "$work" "$work/source"
 pip install -q "$(grep '^torch==' "$root/requirements.txt")"
-pip install -q -c "$root/requirements-test.txt" \
+pip install -q -c "$root/requirements.txt" -c "$root/requirements-test.txt" \
     "imgsim-lsh[notebooks,demo,duplicates] @ file://$(echo "$work"/imgsim_lsh-*.whl)"
 pip check
 # Compiled code goes to __pycache__, and Gradio keeps a random number beside its own modules.
