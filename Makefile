@@ -50,7 +50,7 @@ pins: ## compile requirements.txt and requirements-test.txt from pyproject.toml
 	(echo "# Exact pins of what make run needs, compiled from pyproject.toml by make pins."; \
 	 awk -F== 'NR == FNR {run[$$1]; next} $$1 in run' build/pins/run-names.txt build/pins/all.txt) > build/pins/run.txt
 	(echo "# Exact pins of what make test needs too: all extras and the tests' own tools; compiled by make pins."; \
-	 echo "-r requirements.txt"; grep -vxFf build/pins/run.txt build/pins/all.txt) > build/pins/test.txt
+	 grep -vxFf build/pins/run.txt build/pins/all.txt) > build/pins/test.txt
 	mv build/pins/run.txt requirements.txt && mv build/pins/test.txt requirements-test.txt
 
 clean: ## remove the environment, and from the cache what imgsim has put there
@@ -66,5 +66,5 @@ $(READY): requirements.txt pyproject.toml
 	touch $@
 
 $(READY_TO_TEST): $(READY) requirements-test.txt
-	$(BIN)/pip install -q --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt -r requirements-test.txt
 	touch $@

@@ -6,7 +6,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 demo=
 trap '[ -z "$demo" ] || kill "$demo"; rm -rf "$work"' EXIT
-mkdir "$work/source" "$work/home" "$work/folder"
+mkdir "$work/source" "$work/home" "$work/folder" "$work/tmp"
 cp -r "$root"/{imgsim,notebooks,pyproject.toml,README.md,LICENSE} "$work/source"
 
 echo "== install"
@@ -14,14 +14,15 @@ echo "== install"
 pip() { "$work/venv/bin/pip" --disable-pip-version-check "$@"; }
 pip wheel -q --no-deps -w "$work" "$work/source"
 pip install -q "$(grep '^torch==' "$root/requirements.txt")"
-pip install -q -c "$root/requirements-test.txt" \
+pip install -q -c "$root/requirements.txt" -c "$root/requirements-test.txt" \
     "imgsim-lsh[notebooks,demo,duplicates] @ file://$(echo "$work"/imgsim_lsh-*.whl)"
 pip check
-installed() { find "$work/venv" -type f -not -path "*/__pycache__/*" | sort; }
+# Compiled code goes to __pycache__, and Gradio keeps a random number beside its own modules.
+installed() { find "$work/venv" -type f -not -path "*/__pycache__/*" -not -path "*/gradio/hash_seed.txt" | sort; }
 installed > "$work/before"
 
 # Nothing of the caller's environment gets in: no PYTHONPATH, no settings, another home.
-imgsim=(env -i HOME="$work/home" PATH="$work/venv/bin:/usr/bin:/bin" LANG=C.UTF-8 "$work/venv/bin/imgsim")
+imgsim=(env -i HOME="$work/home" TMPDIR="$work/tmp" PATH="$work/venv/bin:/usr/bin:/bin" LANG=C.UTF-8 "$work/venv/bin/imgsim")
 cd "$work/folder"
 echo "== imgsim --version"
 "${imgsim[@]}" --version
@@ -67,6 +68,8 @@ installed | diff "$work/before" - || { echo "something was written into the envi
 [ "$(ls | sort | tr '\n' ' ')" = "outputs photo.jpg two.yaml " ] || { ls -la >&2; exit 1; }
 ls outputs outputs/*
 echo "In the home:"
-(cd "$work/home" && du -a -d 2 .)
+(cd "$work/home" && du -d 2 .)
+echo "Left in the folder for temporary files:"
+(cd "$work/tmp" && du -d 1 .)
 echo "Compiled searches (numba) in the environment:"
 find "$work/venv" -name "*.nb[ci]" | wc -l

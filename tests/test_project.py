@@ -27,7 +27,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def pins(file):
     """The pins of a file, each a name in lower case with hyphens and a version."""
-    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith(("#", "-r "))]
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
     return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
 
