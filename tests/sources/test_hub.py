@@ -3,8 +3,8 @@
 import socket
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
-import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -30,8 +30,7 @@ def test_a_folder_that_is_there_is_taken(kind, tmp_path, monkeypatch):
 
 def test_a_name_that_the_hub_does_not_know_is_refused(monkeypatch, refused):
     def answer(hub, repo, **options):
-        response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co"))
-        raise RepositoryNotFoundError("404", response=response)
+        raise RepositoryNotFoundError("404", response=Mock(headers={}))
 
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", answer)
     with refused("nobody/nothing"):

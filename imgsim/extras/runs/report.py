@@ -6,10 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import nbformat
-from latex2mathml.converter import convert
-from nbconvert import HTMLExporter
-
 from imgsim.sources.cache import atomic_write
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
@@ -19,6 +15,8 @@ LINK = re.compile(r"\[([^\]]+)\]\(\d\d_\w+\.ipynb\)")  # to another notebook: he
 
 def as_mathml(match: re.Match) -> str:
     """Return a formula between dollar signs as MathML, which browsers show by themselves."""
+    from latex2mathml.converter import convert
+
     block, inline = match.groups()
     return convert(block or inline, display="block" if block else "inline")
 
@@ -30,6 +28,9 @@ def write_report(notebooks: Sequence[Path], target: Path) -> None:
         notebooks: the files, in order.
         target: the page.
     """
+    import nbformat
+    from nbconvert import HTMLExporter  # takes a second
+
     parts = [nbformat.read(path, as_version=4) for path in notebooks]
     page = parts[0]
     page.cells = [cell for part in parts for cell in part.cells if "bootstrap" not in cell.metadata.get("tags", [])]

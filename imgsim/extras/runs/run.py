@@ -10,6 +10,7 @@ from pathlib import Path
 
 from imgsim.extras.runs.environment import NOTEBOOKS, environment, find_notebook
 from imgsim.extras.runs.inputs import digests_of, find_inputs, image_files
+from imgsim.extras.runs.report import write_report
 from imgsim.extras.runs.settings import complete_settings, run_name
 from imgsim.images import candidates_and_queries, load_images
 from imgsim.sources.cache import write_json
@@ -81,8 +82,6 @@ def run(settings: dict, output=None) -> Path:
         PapermillExecutionError: a notebook failed.
     """
     require(NOTEBOOK_TOOLS, "notebooks")
-    from imgsim.extras.runs.report import write_report  # nbconvert takes a second to import
-
     settings, commits = find_inputs(complete_settings(settings))
     images = load_images(settings["dataset"])
     candidates, queries = candidates_and_queries(images, settings["seed"])
