@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from imgsim.extras.runs.environment import environ
 from imgsim.extras.runs.run import run
+from imgsim.hashing import check_integer
 from imgsim.images import candidates_and_queries, load_images
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import open_image
@@ -154,8 +155,7 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
         ValueError: there is no run or index, the photo cannot be read, or the checkpoint is not what it was.
     """
     image = open_image(photo)
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}, but must be 1 or more.")
+    check_integer(top_k, "top_k", 1)
     saved = SavedRun(folder)
     from imgsim.figures import plot_images
 
