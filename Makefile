@@ -28,7 +28,7 @@ check: $(READY_TO_TEST) ## lint, types and the tests of the core, in under a min
 test: $(READY_TO_TEST) ## everything that is promised, on two cores, without a network
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
 		--nbval --nbval-sanitize-with tests/notebooks/nbval.cfg tests notebooks/0[1-9]*.ipynb
 
 lab: $(READY) ## JupyterLab with this environment's kernel
