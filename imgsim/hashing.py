@@ -45,6 +45,10 @@ def normalise(embeddings) -> np.ndarray:
     """
     embeddings = np.asarray(embeddings, dtype=np.float32)
     lengths = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
+    if not ((lengths > 1e-15) & (lengths < 1e15)).all():  # squares may have left the range of float32
+        largest = np.abs(embeddings).max(axis=-1, keepdims=True, initial=0)
+        embeddings = embeddings / np.where(largest > 0, largest, 1)
+        lengths = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
     return embeddings / np.where(lengths > 0, lengths, 1)
 
 
@@ -64,32 +68,11 @@ def draw_planes(dim: int, hash_size: int, num_tables: int, seed: int = 0) -> np.
     return rng.standard_normal((num_tables, dim, hash_size), dtype=np.float32)
 
 
-def pack_bits(bits: np.ndarray) -> np.ndarray:
-    """Pack booleans (n, b) into whole words (n, ceil(b / 64)) uint64, the first bit lowest."""
-    packed = np.packbits(bits, axis=1, bitorder="little")
-    words = np.zeros((len(packed), -(-packed.shape[1] // 8)), "<u8")
-    words.view(np.uint8)[:, : packed.shape[1]] = packed
-    return words.astype(np.uint64, copy=False)
-
-
-def unpack_codes(signatures: np.ndarray, hash_size: int, num_tables: int) -> np.ndarray:
-    """Read the codes (n, L) out of signatures (n, words), which hold the bits of one table after another."""
-    codes = np.empty((num_tables, len(signatures)), code_dtype(hash_size))
-    mask = np.uint64((1 << hash_size) - 1)
-    for table in range(num_tables):
-        word, shift = divmod(table * hash_size, 64)
-        code = signatures[:, word] >> np.uint64(shift)
-        if shift + hash_size > 64:  # the code continues in the next word
-            code |= signatures[:, word + 1] << np.uint64(64 - shift)
-        codes[table] = code & mask
-    return codes.T
-
-
 def bool2int(bits) -> int:
     """Turn k booleans into one code, least significant bit first: [True, False, True] -> 5."""
     bits = np.asarray(bits, dtype=bool)
     check_settings(len(bits), 1)
-    return int(pack_bits(bits[None])[0, 0])
+    return sum(1 << int(place) for place in np.flatnonzero(bits))
 
 
 def hash_func(embeddings, planes: np.ndarray) -> np.ndarray:
@@ -115,51 +98,55 @@ def column_sums(vectors: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Projection:
-    """Random planes and the candidates' mean, which together turn embeddings into codes.
+    """Planes and the candidates' mean, which together turn embeddings into codes.
 
     Attributes:
         planes: normals (L, d, k) float32, independent from table to table.
         mean: (d,) float32, subtracted first: real embeddings lie in a narrow cone, and planes through the origin
             would put most of them on the same side.
+        directions: (d, r) float32, orthonormal, that span the planes; None for random planes.
     """
 
     planes: np.ndarray
     mean: np.ndarray
+    directions: np.ndarray | None = None
 
     @classmethod
     def fit(cls, vectors: np.ndarray, hash_size: int, num_tables: int, seed: int = 0) -> Projection:
-        """Sample planes for vectors (n, d) and take their mean."""
+        """Sample random planes for vectors (n, d) and take their mean."""
         planes = draw_planes(vectors.shape[1], hash_size, num_tables, seed)
         return cls(planes, (column_sums(vectors) / len(vectors)).astype(np.float32))
 
     @cached_property
-    def _flat(self) -> tuple[np.ndarray, np.ndarray]:
-        # (x - mean) . plane is x . plane - mean . plane: no centred copy of the embeddings is made.
-        flat = np.ascontiguousarray(self.planes.transpose(1, 0, 2).reshape(len(self.mean), -1))
-        return flat, self.mean @ flat
-
-    def _as_rows(self, embeddings) -> np.ndarray:
-        embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
-        if embeddings.shape[1] != len(self.mean):
-            raise ValueError(f"Embeddings have {embeddings.shape[1]} dimensions, the planes {len(self.mean)}.")
-        return embeddings
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two matrices (d, r) and (r, L k) whose product are all planes; without directions the second is empty."""
+        num_tables, dim, hash_size = self.planes.shape
+        if self.directions is None:
+            flat = self.planes.transpose(1, 0, 2).reshape(dim, num_tables * hash_size)
+            return np.ascontiguousarray(flat), np.empty((0, num_tables * hash_size), np.float32)
+        within = self.directions.T @ self.planes
+        return self.directions, within.transpose(1, 0, 2).reshape(-1, num_tables * hash_size)
 
     def margins(self, embeddings) -> np.ndarray:
         """Return how far embeddings (n, d) lie from each plane and, by the sign, on which side: (n, L, k) float32."""
-        embeddings = self._as_rows(embeddings)
-        flat, offset = self._flat
-        return (embeddings @ flat - offset).reshape(len(embeddings), len(self.planes), self.planes.shape[2])
-
-    def signatures(self, embeddings) -> np.ndarray:
-        """Pack the sides of all planes on which embeddings (n, d) lie into (n, words) uint64, see `pack_bits`."""
-        embeddings = self._as_rows(embeddings)
-        flat, offset = self._flat
-        blocks = np.split(embeddings, range(BLOCK, len(embeddings), BLOCK))
-        return np.concatenate([pack_bits(block @ flat > offset) for block in blocks])
+        embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
+        num_tables, dim, hash_size = self.planes.shape
+        if embeddings.shape[1] != dim:
+            raise ValueError(f"Embeddings have {embeddings.shape[1]} dimensions, the planes {dim}.")
+        outer, inner = self.factors
+        # (x - mean) . plane is x . plane - mean . plane: no centred copy of the embeddings is made.
+        margins = embeddings @ outer - self.mean @ outer
+        return (margins @ inner if len(inner) else margins).reshape(-1, num_tables, hash_size)
 
     def __call__(self, embeddings) -> np.ndarray:
         """Hash embeddings (n, d), or one of shape (d,), into codes (n, L)."""
-        return unpack_codes(self.signatures(embeddings), self.planes.shape[2], len(self.planes))
+        embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
+        dtype = code_dtype(self.planes.shape[2])
+        codes = np.zeros((len(embeddings), len(self.planes), dtype.itemsize), np.uint8)
+        for first in range(0, len(embeddings), BLOCK):
+            bits = np.packbits(self.margins(embeddings[first : first + BLOCK]) > 0, axis=2, bitorder="little")
+            codes[first : first + BLOCK, :, : bits.shape[2]] = bits
+        return codes.view(dtype.newbyteorder("<"))[:, :, 0].astype(dtype, copy=False)
 
 
 def compute_hash(encoder, projection: Projection) -> Callable[[dict], dict]:

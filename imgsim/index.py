@@ -14,10 +14,12 @@ from datasets import Dataset, IterableDataset
 from imgsim.hashing import Projection, check_integer, check_settings, normalise
 from imgsim.images import encode_labels, labels_of
 from imgsim.search.candidates import Candidates
+from imgsim.search.coder import Coder, draw_rotation
+from imgsim.search.principal import check_planes, fit_projection
 from imgsim.search.snapshot import Snapshot
 from imgsim.tables import LSH, id_label
 
-SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "seed", "probes", "rerank")
+SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "planes", "seed", "probes", "rerank")
 DRIFT = 0.25  # of the spread: from here on the planes no longer divide the candidates evenly
 NO_ENCODER = dict.fromkeys(("name", "digest", "pooling", "dtype"))  # what an index remembers if it has none
 
@@ -58,7 +60,8 @@ class SearchResult:
     """Ranked answers to m queries, best first.
 
     Attributes:
-        ids: (m, top_k) int64, short rows padded with -1; cosines: (m, top_k) float32, padded with NaN.
+        ids: (m, t) int64, short rows padded with -1; cosines: (m, t) float32, padded with NaN; t is top_k, or the
+            number of candidates if that is less.
         candidates_seen: (m,) in the buckets looked up; compared_exactly: (m,) by their cosine.
     """
 
@@ -73,18 +76,21 @@ class BuildLSHTable:
 
     1. look-up: the candidates in the query's bucket of each table and in its `probes` next nearest buckets there
        (query-directed multi-probe, Lv et al. 2007);
-    2. ranking: the candidates are ordered by the Hamming distance of their signatures, all bits of all tables;
-    3. comparison: the `rerank` first of them (None: all) are compared with the query by their exact cosine.
+    2. ranking: a sketch of each candidate, one bit per direction, estimates its cosine (RaBitQ, Gao and Long 2024);
+    3. comparison: the `rerank` first of them (None: all) are compared with the query by their exact cosine. If there
+       are no more candidates than that, all are compared, seen or not.
 
-    The projection is sampled from `seed` and fixed at the first build; probes and rerank may be set at any time.
+    The projection is fixed at the first build; probes and rerank may be set at any time.
 
     Args:
         model: a checkpoint (see `load_encoder`), an Encoder, a module with its `processor`, or None if only embeddings
             are used.
         batch_size: images embedded at a time.
-        hash_size: bits per code.
+        hash_size: bits per code; by default they follow the number of candidates, see `default_hash_size`.
         dim: length of the embeddings; by default that of the model, or of the first embeddings.
         num_tables: independent tables.
+        planes: "principal", rotated within the directions in which the candidates differ most, or "random".
+        seed: of planes and sketches.
         probes: extra buckets looked up per table.
         rerank: candidates compared exactly per query.
 
@@ -96,29 +102,32 @@ class BuildLSHTable:
         self,
         model=None,
         batch_size: int = 48,
-        hash_size: int = 8,
+        hash_size: int | None = None,
         dim: int | None = None,
         num_tables: int = 10,
         *,
         processor=None,
+        planes: str = "principal",
         seed: int = 0,
         probes: int = 8,
         rerank: int | None = 200,
     ):
-        check_settings(hash_size, num_tables)
+        check_settings(1 if hash_size is None else hash_size, num_tables)
+        check_planes(planes)
         self.encoder = as_encoder(model, processor)
         if self.encoder and dim not in (None, self.encoder.dim):
             raise ValueError(f"dim is {dim}, but this model's embeddings have {self.encoder.dim} dimensions.")
         self.dim = self.encoder.dim if self.encoder else dim
-        self.batch_size, self.seed = int(batch_size), int(seed)
-        self.hash_size, self.num_tables = int(hash_size), int(num_tables)
+        self.batch_size, self.seed, self.planes = int(batch_size), int(seed), planes
+        self.hash_size = None if hash_size is None else int(hash_size)
+        self.num_tables = int(num_tables)
         self.probes = check_integer(probes, "probes", 0)
         self.rerank = None if rerank is None else check_integer(rerank, "rerank", 0)
         self.build_seconds: float | None = None  # projection, codes and tables
         self._candidates: Candidates | None = None
 
     def __len__(self) -> int:
-        return len(self._candidates.ids) if self._candidates else 0
+        return len(self._candidates.current) if self._candidates else 0
 
     @property
     def snapshot(self) -> Snapshot:
@@ -128,13 +137,12 @@ class BuildLSHTable:
     @property
     def lsh(self) -> LSH:
         """The hash tables as the article has them, for reading."""
-        now = self.snapshot
-        return LSH.from_arrays(self.hash_size, now.ids, now.labels, now.codes, now.rows, now.starts)
+        return self._built().lsh
 
     @property
     def projection(self) -> Projection:
         """Planes and mean, fixed at the first build."""
-        return self.snapshot.projection
+        return self._built().current.projection
 
     @property
     def ids(self) -> np.ndarray:
@@ -179,9 +187,11 @@ class BuildLSHTable:
             raise ValueError("There is nothing to build an index from: the embeddings have no rows.")
         start = time.perf_counter()
         vectors = normalise(embeddings)
-        projection = Projection.fit(vectors, self.hash_size, self.num_tables, self.seed)
-        candidates = Candidates.build(projection, vectors, ids, labels)
-        self.dim, self._candidates = embeddings.shape[1], candidates
+        hash_size = self.hash_size or default_hash_size(len(vectors))
+        projection = fit_projection(vectors, hash_size, self.num_tables, self.seed, self.planes)
+        coder = Coder(projection, draw_rotation(vectors.shape[1], self.seed))
+        candidates = Candidates.build(coder, vectors, ids, labels)
+        self.dim, self.hash_size, self._candidates = embeddings.shape[1], hash_size, candidates
         self.build_seconds = time.perf_counter() - start
         candidates.snapshot.warm_up()
         return self
@@ -191,7 +201,7 @@ class BuildLSHTable:
 
         Args:
             embeddings: (n, d) as the model gives them.
-            labels: (n,) whole numbers or None.
+            labels: (n,) whole numbers, None or NaN for none; or None.
             ids: (n,) different whole numbers; by default they continue from the largest.
         """
         candidates, embeddings = self._built(), self._check_embeddings(embeddings)
@@ -206,21 +216,23 @@ class BuildLSHTable:
             )
 
     def remove(self, ids) -> None:
-        """Remove entries by their ids (n,)."""
+        """Remove entries by their ids (n,), or by a mask (all entries,) of those to remove."""
         self._built().remove(ids)
 
     def search(self, embeddings, top_k: int = 10) -> SearchResult:
         """Find the nearest candidates of every query embedding (m, d) among those that the stages let through."""
-        now = self.snapshot
+        now = self._built().current
         queries = normalise(self._check_embeddings(embeddings))
         rows, cosines, seen, compared = now.search(queries, top_k, self.probes, self.rerank)
-        return SearchResult(np.where(rows >= 0, now.ids[rows], -1) if len(now) else rows, cosines, seen, compared)
+        ids = now.ids[rows] if rows.size else rows
+        ids[rows < 0] = -1
+        return SearchResult(ids, cosines, seen, compared)
 
     def query(self, image, top_k: int | None = 5, verbose: bool = True) -> Matches:
         """Find the images most similar to one image (a path, bytes, a PIL image or an array); top_k None: all."""
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use search.")
-        query, now = normalise(self._check_embeddings(self.encoder.embed([image]))), self.snapshot
+        query, now = normalise(self._check_embeddings(self.encoder.embed([image]))), self._built().current
         best = now.search(query, max(len(now), 1) if top_k is None else top_k, self.probes, self.rerank)
         rows, cosines, seen, compared = (array[0] for array in best)
         if verbose:
@@ -242,8 +254,8 @@ class BuildLSHTable:
         Args:
             folder: what `save` was given.
             model: the model it was built with, as in the constructor.
-            mapped: leave the arrays on disk, where a search reads only what it looks at. An index of any size then
-                opens at once, and processes share one copy in memory; whether its files are whole is not checked.
+            mapped: leave the arrays on disk: processes share one copy in memory, and of vectors and sketches a search
+                reads only what it looks at. Whether these two are whole is then not checked.
 
         Raises:
             ValueError: the folder holds no index, a file is damaged, or the model is another one.
@@ -273,6 +285,11 @@ class BuildLSHTable:
         if not np.isfinite(embeddings).all():
             raise ValueError("The embeddings hold values that are not finite numbers.")
         return embeddings
+
+
+def default_hash_size(count: int) -> int:
+    """Return the bits of a code for this many candidates: measured so that the default settings keep their recall."""
+    return max(2, round(2.5 + np.log2(max(count, 1)) / 2))
 
 
 def encoder_phrase(made_with: dict) -> str:

@@ -23,24 +23,10 @@ def stable_order(codes: np.ndarray) -> np.ndarray:
     return keys.astype(np.uint32)
 
 
-def has_starts(hash_size: int, count: int) -> bool:
-    """Tell how a table of `count` rows is kept: by where its buckets start, or by the sorted codes if that is less."""
-    return 1 << hash_size <= count
-
-
-def sort_codes(codes: np.ndarray, hash_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort the codes (n,) of a table into buckets; see `has_starts` for which of codes and starts is empty.
-
-    Returns:
-        Sorted codes (n,) or none; the rows (n,) int32 in that order; where each bucket starts among the rows,
-        (2^k + 1,) int32, or none.
-    """
-    order, starts = stable_order(codes), np.empty(0, np.int32)
-    if not has_starts(hash_size, len(codes)):
-        return codes[order], order.astype(np.int32), starts
-    sizes = np.bincount(codes, minlength=1 << hash_size)
-    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    return codes[:0], order.astype(np.int32), starts
+def sort_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort the codes (n,) of a table into buckets: the sorted codes (n,), and their rows (n,) int32 in that order."""
+    order = stable_order(codes)
+    return codes[order], order.astype(np.int32)
 
 
 def id_label(id: int, label: int) -> str:
@@ -74,11 +60,10 @@ class Table(Mapping):
         self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # sorted in at the next look-up
         self._frozen = False  # the arrays are an index's
         nothing = np.empty(0, np.int64)
-        self._set_arrays(nothing, nothing, sort_codes(np.empty(0, code_dtype(hash_size)), hash_size))
+        self._set_arrays(nothing, nothing, *sort_codes(np.empty(0, code_dtype(hash_size))))
 
-    def _set_arrays(self, ids: np.ndarray, labels: np.ndarray, table: tuple[np.ndarray, np.ndarray, np.ndarray]):
-        self._ids, self._labels = ids, labels
-        self._codes, self._rows, self._starts = table
+    def _set_arrays(self, ids: np.ndarray, labels: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> None:
+        self._ids, self._labels, self._codes, self._rows = ids, labels, codes, rows
 
     @property
     def table(self) -> Table:
@@ -102,27 +87,20 @@ class Table(Mapping):
     def _sort_pending(self) -> None:
         if self._pending:
             by_row = np.empty(len(self._rows), self._codes.dtype)
-            by_row[self._rows] = self._sorted_codes()
+            by_row[self._rows] = self._codes
             parts = [(self._ids, self._labels, by_row), *self._pending]
             ids, labels, codes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-            self._set_arrays(ids, labels, sort_codes(codes, self.hash_size))
+            self._set_arrays(ids, labels, *sort_codes(codes))
             self._pending = []
-
-    def _sorted_codes(self) -> np.ndarray:
-        if not len(self._starts):
-            return self._codes
-        return np.repeat(np.arange(1 << self.hash_size, dtype=self._codes.dtype), np.diff(self._starts))
 
     def sorted_codes(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the codes (n,) in order, and the row (n,) int32 of each: all that a table holds."""
         self._sort_pending()
-        return self._sorted_codes(), self._rows
+        return self._codes, self._rows
 
     def rows(self, code) -> np.ndarray:
         """Return the rows (c,) in the bucket of one code."""
         self._sort_pending()
-        if len(self._starts):
-            return self._rows[self._starts[code] : self._starts[int(code) + 1]]
         return self._rows[self._codes.searchsorted(code, "left") : self._codes.searchsorted(code, "right")]
 
     def query(self, code) -> list[dict[str, str]]:
@@ -161,11 +139,11 @@ class LSH:
         self.tables = [Table(hash_size) for _ in range(num_tables)]
 
     @classmethod
-    def from_arrays(cls, hash_size: int, ids, labels, codes, rows, starts) -> LSH:
-        """Wrap the tables of an index, see `sort_codes`: codes, rows and starts are (L, ...). They are for reading."""
+    def from_arrays(cls, hash_size: int, ids, labels, codes, rows) -> LSH:
+        """Wrap the tables of an index: sorted codes and their rows (L, n), see `sort_codes`. They are for reading."""
         lsh = cls(hash_size, len(rows))
-        for table, *arrays in zip(lsh.tables, codes, rows, starts, strict=True):
-            table._set_arrays(ids, labels, tuple(arrays))
+        for table, *arrays in zip(lsh.tables, codes, rows, strict=True):
+            table._set_arrays(ids, labels, *arrays)
             table._frozen = True
         return lsh
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsim import Projection, bool2int, collision_probability, draw_planes, hash_func
-from imgsim.hashing import BLOCK, check_settings, code_dtype, column_sums, pack_bits, unpack_codes
+from imgsim.hashing import BLOCK, check_settings, code_dtype, column_sums, normalise
 
 TIE = 1e-4  # a projection this near to 0 may fall on either side: sums are rounded differently by block and loop
 
@@ -46,12 +46,12 @@ def test_bool2int_gives_a_python_int():
 
 
 @pytest.mark.parametrize("hash_size", range(1, 65))
-def test_unpack_codes_signatures_equal_python_ints(hash_size):
-    bits = np.random.default_rng(hash_size).random((3, 7, hash_size)) < 0.5
-    bits[0, 0], bits[0, 1] = True, False
-    codes = unpack_codes(pack_bits(bits.reshape(3, -1)), hash_size, 7)
-    assert codes.shape == (3, 7) and codes.dtype == code_dtype(hash_size)
-    assert codes.tolist() == [[to_int(row) for row in rows] for rows in bits]
+def test_codes_equal_python_ints(hash_size):
+    x = points(40, 5)
+    projection = Projection.fit(x, hash_size, 7)
+    codes, margins = projection(x), projection.margins(x)
+    assert codes.shape == (40, 7) and codes.dtype == code_dtype(hash_size)
+    assert codes.tolist() == [[to_int(row > 0) for row in rows] for rows in margins]
 
 
 @pytest.mark.parametrize(
@@ -79,22 +79,13 @@ def test_shapes_of_codes():
     assert hash_func(x[:0], planes).shape == (0, 4)
 
 
-def test_shapes_of_margins_and_signatures():
+def test_shapes_of_margins():
     x = points(5, 6)
     projection = Projection.fit(x, 9, 4)
+    assert projection.planes.shape == (4, 6, 9) and projection.planes.dtype == np.float32
     for n in (5, 1, 0):
-        margins, words = projection.margins(x[:n]), projection.signatures(x[:n])
-        assert margins.shape == (n, 4, 9) and margins.dtype == np.float32
-        assert words.shape == (n, 1) and words.dtype == np.uint64
-
-
-@pytest.mark.parametrize(("num_tables", "hash_size"), [(1, 1), (7, 9), (4, 16), (5, 13), (2, 64), (3, 33)])
-def test_signatures_hold_all_bits_side_by_side(num_tables, hash_size):
-    bits = np.random.default_rng(hash_size).random((6, num_tables * hash_size)) < 0.5
-    words = pack_bits(bits)
-    assert words.shape == (6, -(-num_tables * hash_size // 64))
-    for row, flat in zip(words.tolist(), bits, strict=True):
-        assert sum(word << 64 * i for i, word in enumerate(row)) == to_int(flat)  # what is left over is 0
+        margins = projection.margins(x[:n])
+        assert margins.shape == (n, 4, 9) and margins.dtype == np.float32 and projection(x[:n]).shape == (n, 4)
 
 
 def test_margins_are_distances_to_the_planes_and_codes_their_sides():
@@ -235,3 +226,10 @@ def test_whole_numbers_are_accepted(value):
 def test_bits_that_fit_no_code_are_refused(width, refused):
     with refused(width):
         bool2int(np.zeros(width, bool))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1, 1e18, 1e30, 1e37])
+def test_vectors_of_any_finite_scale_get_length_1(scale):
+    x = points(20, 7)
+    np.testing.assert_allclose(normalise(x * np.float32(scale)), normalise(x), atol=1e-6)
+    assert not normalise(np.zeros((2, 3))).any()

@@ -13,10 +13,10 @@ from imgsim import BuildLSHTable, Projection, compute_hash, load_encoder
 from imgsim.evaluation import exact_neighbours, recall_at_k
 from imgsim.hashing import normalise
 from imgsim.search.candidates import arrays_of
+from imgsim.search.storage import ARRAYS
 from imgsim.tables import id_label
 
-ARRAYS = ("planes", "mean", "ids", "labels", "vectors", "signatures", "codes", "rows", "starts")
-PLAIN = {"probes": 0, "rerank": None}  # only the query's own buckets, and all in them compared
+PLAIN = {"hash_size": 8, "planes": "random", "probes": 0, "rerank": None}  # only the query's own buckets, and all in them compared
 
 
 def mixture(n, m, dim=32, clusters=20):
@@ -120,7 +120,7 @@ def test_a_quiet_query_prints_nothing(index, images, capsys):
 
 
 def test_a_query_without_candidates_has_no_matches(encoder, images, draw, capsys):
-    index = BuildLSHTable(encoder, hash_size=64, num_tables=1).build(images["train"])
+    index = BuildLSHTable(encoder, hash_size=64, num_tables=1, rerank=3).build(images["train"])
     matches = index.query(draw(77, (1, 1, 0)))
     assert capsys.readouterr().out == "Matches: 0\n"
     assert len(matches) == 0 and dict(matches) == {} and matches.cosine.shape == (0,) and matches.candidates == 0
@@ -170,7 +170,16 @@ def test_short_answers_are_padded(cone):
 def test_search_for_more_than_there_is():
     index = BuildLSHTable(hash_size=1, num_tables=8).build_from_embeddings(mixture(4, 0)[0])
     result = index.search(mixture(4, 0)[0], top_k=10)
-    assert (result.ids[:, 4:] == -1).all() and result.ids[:, 0].tolist() == [0, 1, 2, 3]
+    assert result.ids.shape == (4, 4) and result.ids[:, 0].tolist() == [0, 1, 2, 3]
+    assert index.search(mixture(4, 0)[0], top_k=10**12).ids.shape == (4, 4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 200])
+def test_no_more_candidates_than_are_compared_are_all_compared(n):
+    candidates, queries = mixture(n, 0)[0], mixture(20, 0)[0]
+    result = BuildLSHTable().build_from_embeddings(candidates).search(queries, 3)
+    assert (result.compared_exactly == n).all() and (result.candidates_seen <= n).all()
+    np.testing.assert_array_equal(result.ids, exact_neighbours(queries, candidates, 3)[0])
 
 
 def test_the_same_seed_gives_the_same_index(cone):
@@ -198,7 +207,7 @@ def test_independent_tables_find_more_than_copies_of_one(found, cone, monkeypatc
     candidates, labels, queries = cone
     true = 9000 - exact_neighbours(queries, candidates, 10)[0]
     planes = np.repeat(found.projection.planes[:1], 10, axis=0)
-    monkeypatch.setattr(Projection, "fit", lambda *_: Projection(planes, found.projection.mean))
+    monkeypatch.setattr("imgsim.index.fit_projection", lambda *_: Projection(planes, found.projection.mean))
     copied = BuildLSHTable(**PLAIN).build_from_embeddings(candidates, labels, ids=9000 - np.arange(2000))
     recall = [recall_at_k(index.search(queries, 10).ids, true) for index in (found, copied)]
     assert recall[0] > 0.5 and recall[0] > 2 * recall[1]
@@ -207,7 +216,7 @@ def test_independent_tables_find_more_than_copies_of_one(found, cone, monkeypatc
 def test_centred_tables_return_fewer_candidates(found, cone, monkeypatch):
     candidates, labels, queries = cone
     raw = Projection(found.projection.planes, np.zeros(32, np.float32))
-    monkeypatch.setattr(Projection, "fit", lambda *_: raw)
+    monkeypatch.setattr("imgsim.index.fit_projection", lambda *_: raw)
     uncentred = BuildLSHTable(**PLAIN).build_from_embeddings(candidates, labels)
     seen = [index.search(queries).candidates_seen.mean() / 2000 for index in (found, uncentred)]
     assert seen[0] < 0.25 and seen[0] < seen[1] / 2
@@ -374,7 +383,7 @@ def test_nothing_on_disk_is_a_pickle(saved):
     for file in folder.glob("*.npy"):
         assert not np.load(file, allow_pickle=False).dtype.hasobject
     names = sorted(path.name.partition("-")[0].removesuffix(".json") for path in folder.iterdir())
-    assert names == sorted([*ARRAYS, "manifest"])
+    assert names == sorted([*ARRAYS, "manifest", ".lock"])
 
 
 def test_another_checkpoint_is_refused(index, save_vit, tmp_path, refused):
@@ -435,7 +444,7 @@ def test_a_mapped_index_gives_the_same_answers_and_stays_on_disk(hash_size, save
 
 
 @pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage != "one bit"])
-@pytest.mark.parametrize("array", ["rows", "signatures", "vectors"])
+@pytest.mark.parametrize("array", ["rows", "sketches", "vectors"])
 def test_a_mapped_index_is_refused_where_files_have_another_size_or_header(array, damage, saved, refused):
     _, folder, _ = saved
     (file,) = folder.glob(f"{array}-*.npy")
@@ -483,7 +492,7 @@ def test_a_broken_or_foreign_manifest_is_refused(content, saved, refused):
 def test_an_incomplete_manifest_is_refused(key, saved, refused):
     _, folder, _ = saved
     manifest = json.loads((folder / "manifest.json").read_text())
-    del (manifest["arrays"] if key == "array" else manifest)["signatures" if key == "array" else key]
+    del (manifest["arrays"] if key == "array" else manifest)["sketches" if key == "array" else key]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with refused(folder):
         BuildLSHTable.load(folder)
@@ -527,7 +536,7 @@ def test_an_index_is_saved_over_an_older_one(saved):
     newer = BuildLSHTable(seed=4).build_from_embeddings(mixture(80, 5)[0])
     newer.save(folder)
     assert_same_answers(newer, BuildLSHTable.load(folder), queries)
-    assert len(list(folder.iterdir())) == len(ARRAYS) + 1  # nothing of the older one is left
+    assert len(list(folder.glob("[!.]*"))) == len(ARRAYS) + 1  # nothing of the older one is left
 
 
 def test_files_of_ones_own_beside_an_index_are_left_alone(saved):
@@ -559,13 +568,12 @@ def test_a_save_that_fails_keeps_the_older_index(saved, disk_full):
     with pytest.raises(OSError, match="No space"):
         newer.save(folder)
     assert_same_answers(index, BuildLSHTable.load(folder), queries)
-    assert not [
-        path.name for path in folder.iterdir() if path.name.startswith(".") or path.suffix not in (".npy", ".json")
-    ]
+    assert {path.suffix for path in folder.glob("[!.]*")} == {".npy", ".json"}
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
     disk_full.undo()
     newer.save(folder)
     assert_same_answers(newer, BuildLSHTable.load(folder), queries)
-    assert len(list(folder.iterdir())) == len(ARRAYS) + 1
+    assert len(list(folder.glob("[!.]*"))) == len(ARRAYS) + 1
 
 
 def test_a_first_save_that_fails_can_be_tried_again(saved, disk_full, tmp_path, refused):

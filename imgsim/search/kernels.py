@@ -1,20 +1,19 @@
-"""The inner loop of a search, compiled: buckets near the query, Hamming distances, exact cosines.
+"""The inner loop of a search, compiled: buckets near the query, sketches that rank, exact cosines.
 
-The arrays that a query works in are made once per block of queries and handed down. Nothing here checks bounds:
-Snapshot does so before.
+No scratch array is as long as the index, but for one bit per candidate. What is read from an index's arrays is checked
+against their lengths, so that a damaged index ends in an error. Numba keeps what it compiled until this file changes:
+touch it after a change of intrinsics.py or products.py.
 """
 
 import numpy as np
 from numba import njit, uint64
 
+from imgsim.search.intrinsics import popcount, prefetch
+from imgsim.search.products import multiply, project
 
-@njit(inline="always")
-def popcount(word):
-    """Count the bits set in a 64-bit word (Warren, Hacker's Delight); compiles to one instruction."""
-    word = word - ((word >> uint64(1)) & uint64(0x5555555555555555))
-    word = (word & uint64(0x3333333333333333)) + ((word >> uint64(2)) & uint64(0x3333333333333333))
-    word = (word + (word >> uint64(4))) & uint64(0x0F0F0F0F0F0F0F0F)
-    return (word * uint64(0x0101010101010101)) >> uint64(56)
+QUERY_BITS = 4  # of each of a query's numbers (Gao and Long 2024: more bring nothing)
+SCALE = 1 << 25  # estimates become whole numbers, so that their order is the same on every machine
+OUT_OF_RANGE = -1
 
 
 @njit
@@ -61,18 +60,6 @@ def nearest_buckets(margins, squares, far, codes):
     return codes[old, :count]
 
 
-@njit(cache=True)
-def nearest_codes(margins, buckets_per_table):
-    """Find the codes (m, L, b) of the b buckets per table that lie nearest to queries of margins (m, L, k)."""
-    squares = np.empty(margins.shape[2], np.float32)
-    far, flips = np.empty((2, buckets_per_table), np.float32), np.empty((2, buckets_per_table), np.uint64)
-    codes = np.empty((margins.shape[0], margins.shape[1], buckets_per_table), np.uint64)
-    for i in range(margins.shape[0]):
-        for t in range(margins.shape[1]):
-            codes[i, t] = nearest_buckets(margins[i, t], squares, far, flips)
-    return codes
-
-
 @njit(inline="always")
 def first_not_below(codes, code):
     """Find the first place in sorted codes (n,) whose code is not smaller, by bisection."""
@@ -87,132 +74,228 @@ def first_not_below(codes, code):
 
 
 @njit
-def look_up(margins, tables, squares, far, flips, bounds, marked, candidates):
-    """Stage 1: write the rows in the buckets nearest to a query to `candidates`, each row once.
-
-    Args:
-        margins: (L, k) of the query.
-        tables: codes, rows and starts, see Snapshot.
-        squares, far, flips: see `nearest_buckets`.
-        bounds: (L, b, 2) int32 to work in: where each bucket begins and ends among the rows of its table.
-        marked: (n,) uint8, all 0, to work in.
-        candidates: (n + 1,) int32.
+def find_bounds(buckets, codes, rows, starts, bounds):
+    """Write where buckets (b,) of a table begin and end among its rows to bounds (b, 2); see tables.sort_codes.
 
     Returns:
-        How many candidates there are.
+        How many rows they hold, or OUT_OF_RANGE.
     """
-    codes, rows, starts = tables
-    count = len(marked)
-    # Find the bounds of all buckets first: the processor can then wait for many reads at a time.
-    for t in range(len(rows)):
-        buckets = nearest_buckets(margins[t], squares, far, flips)
-        for j, code in enumerate(buckets):
-            if starts.shape[1]:
-                first, last = starts[t, code], starts[t, code + uint64(1)]
-            else:
-                first = last = first_not_below(codes[t], code)
-                while last < count and uint64(codes[t, last]) == code:
-                    last += 1
-            bounds[t, j, 0], bounds[t, j, 1] = first, last
-    # Collect the rows. Every row is written, but the place is kept only if the row is new: no branch to mispredict.
     total = 0
-    for t in range(len(rows)):
-        for j in range(len(buckets)):
-            for place in range(bounds[t, j, 0], bounds[t, j, 1]):
-                row = rows[t, place]
-                candidates[total] = row
-                total += 1 - marked[row]
-                marked[row] = 1
-    # Leave the marks clear for the next query.
-    for j in range(total):
-        marked[candidates[j]] = 0
+    for j in range(len(buckets)):
+        code = buckets[j]
+        if len(starts):
+            first, last = np.int64(starts[code]), np.int64(starts[code + uint64(1)])
+        else:
+            first = last = first_not_below(codes, code)
+            while last < len(codes) and uint64(codes[last]) == code:
+                last += 1
+        if not 0 <= first <= last <= len(rows):
+            return OUT_OF_RANGE
+        bounds[j, 0], bounds[j, 1] = first, last
+        prefetch(rows, first, 0)
+        total += last - first
     return total
 
 
 @njit
-def rank(signature, signatures, rerank, distances, histogram, candidates):
-    """Stage 2: move the `rerank` candidates of the smallest Hamming distance to the front, and count them.
+def quantise(rotated, planes):
+    """Round a query's numbers (64 words,) to QUERY_BITS and slice these: bit p of number j is bit j of plane p.
 
-    Args:
-        signature: (words,) of the query; signatures: (n, words).
-        rerank: how many candidates to keep.
-        distances: (n,) int32 and histogram: (64 * words + 1,) int32 to work in.
-        candidates: rows (c,).
+    Returns:
+        The smallest number and the step: number = smallest + step x its bits.
     """
-    # Count how many candidates there are at each distance.
-    histogram[:] = 0
-    for j in range(len(candidates)):
-        distance = uint64(0)
-        for word in range(len(signature)):
-            distance += popcount(signatures[candidates[j], word] ^ signature[word])
-        distances[j] = distance
-        histogram[distance] += 1
-    # Find the distance up to which all fit; at that distance as many are kept as there is room for.
-    limit, room = 0, rerank
-    while limit < len(histogram) - 1 and histogram[limit] <= room:
-        room -= histogram[limit]
-        limit += 1
-    kept = 0
-    for j in range(len(candidates)):
-        if distances[j] < limit or (distances[j] == limit and room > 0):
-            room -= distances[j] == limit
-            candidates[kept] = candidates[j]
-            kept += 1
-    return kept
+    low, step = rotated.min(), (rotated.max() - rotated.min()) / np.float32((1 << QUERY_BITS) - 1)
+    planes[:] = 0
+    for j in range(len(rotated)):
+        level = uint64((rotated[j] - low) / step + np.float32(0.5)) if step > 0 else uint64(0)
+        for p in range(QUERY_BITS):
+            planes[p, j >> 6] |= ((level >> uint64(p)) & uint64(1)) << uint64(j & 63)
+    return low, step
 
 
 @njit(fastmath={"reassoc", "contract"})
-def compare(query, vectors, candidates, cosines, best_rows, best_cosines):
-    """Stage 3: write the nearest candidates (top_k,) and their cosines, best first.
+def compare(query, vectors, candidates, best_rows, best_cosines):
+    """Stage 3: write the nearest candidates (top_k,) and their cosines: highest cosine, then lowest row first.
 
     fastmath lets the sum of products use vector instructions; infinities and NaN keep their meaning.
     """
-    for j in range(len(candidates)):
-        cosine = np.float32(0)
-        for x in range(len(query)):
-            cosine += vectors[candidates[j], x] * query[x]
-        cosines[j] = cosine
     room, count = len(best_rows), len(candidates)
-    # Many places are filled by sorting all, few by inserting one after another.
-    if room > 64:
-        order = np.argsort(-cosines[:count], kind="mergesort")[:room]
-        best_rows[: len(order)], best_cosines[: len(order)] = candidates[order], cosines[order]
-        return
+    many = room > 64  # places are filled by sorting all, few by inserting one after another
+    cosines = np.empty(count if many else 0, np.float32)
+    if many:
+        candidates.sort()
     for j in range(count):
-        if j >= room and cosines[j] <= best_cosines[room - 1]:
+        row, cosine = candidates[j], np.float32(0)
+        for x in range(len(query)):
+            cosine += vectors[row, x] * query[x]
+        if many:
+            cosines[j] = cosine
             continue
         place = min(j, room - 1)
-        while place > 0 and best_cosines[place - 1] < cosines[j]:
+        if j >= room and not better(cosine, row, best_cosines[place], best_rows[place]):
+            continue
+        while place > 0 and better(cosine, row, best_cosines[place - 1], best_rows[place - 1]):
             best_cosines[place], best_rows[place] = best_cosines[place - 1], best_rows[place - 1]
             place -= 1
-        best_cosines[place], best_rows[place] = cosines[j], candidates[j]
+        best_cosines[place], best_rows[place] = cosine, row
+    if many:
+        order = np.argsort(-cosines, kind="mergesort")[:room]
+        best_rows[: len(order)], best_cosines[: len(order)] = candidates[order], cosines[order]
+
+
+@njit(inline="always")
+def better(cosine, row, other_cosine, other_row):
+    """Tell whether a candidate comes before another one."""
+    return cosine > other_cosine or (cosine == other_cosine and row < other_row)
+
+
+@njit
+def collect(table, bounds, marked, candidates, total, sketches):
+    """Write the rows in the buckets of one table that are not marked yet to `candidates`, from place `total` on.
+
+    Every row is written, but its place is kept only if the row is new: no branch to mispredict.
+
+    Returns:
+        How many candidates there are, or OUT_OF_RANGE.
+    """
+    count, last_byte = np.int64(64 * len(marked)), 8 * sketches.shape[1] - 1
+    for bucket in range(len(bounds)):
+        for place in range(bounds[bucket, 0], bounds[bucket, 1]):
+            row = np.int64(table[place])
+            if row < 0 or row >= count:
+                return OUT_OF_RANGE
+            word, shift = marked[row >> 6], uint64(row & 63)
+            prefetch(sketches, row, 0)
+            prefetch(sketches, row, last_byte)
+            candidates[total] = row
+            total += 1 - np.int64((word >> shift) & uint64(1))
+            marked[row >> 6] = word | (uint64(1) << shift)
+    return total
+
+
+@njit
+def estimate(candidates, sketches, factors, bits, line, keys):
+    """Estimate the cosines of candidates (c,) with a query as whole numbers (c,), see sketches.py.
+
+    A key is an estimate and, to order equal ones, the row: the higher the better.
+    """
+    words, (slope, base, total) = bits.shape[1], line
+    for j in range(len(candidates)):
+        row = candidates[j]
+        ones = ones0 = ones1 = ones2 = ones3 = 0  # in the sketch, and where it and a plane of the query have one
+        for word in range(words):
+            sketch = sketches[row, word]
+            ones += popcount(sketch)
+            ones0 += popcount(sketch & bits[0, word])
+            ones1 += popcount(sketch & bits[1, word])
+            ones2 += popcount(sketch & bits[2, word])
+            ones3 += popcount(sketch & bits[3, word])
+        weighted = np.float32(ones0 + 2 * ones1 + 4 * ones2 + 8 * ones3)
+        value = factors[row, 2 * words] * (slope * weighted + base * np.float32(ones) - total)
+        value = min(max(value + factors[row, 2 * words + 1], np.float32(-16)), np.float32(16))
+        keys[j] = (np.int64(value * np.float32(SCALE)) << 32) - row
+
+
+@njit
+def select(keys, rerank, bins):
+    """Move the `rerank` highest keys (c,) to the front, by counting how many fall into equal bins (b,)."""
+    low, high = keys.min(), keys.max()
+    shift = 0
+    while (high - low) >> shift >= len(bins):
+        shift += 1
+    bins[:] = 0
+    for key in keys:
+        bins[(key - low) >> shift] += 1
+    # Keep the bins from the highest on that fit; of the next one, the highest keys.
+    limit, room = len(bins) - 1, rerank
+    while bins[limit] <= room:
+        room -= bins[limit]
+        limit -= 1
+    kept, edge = 0, np.empty(bins[limit], np.int64)
+    at_edge = 0
+    for key in keys:
+        bin = (key - low) >> shift
+        if bin > limit:
+            keys[kept] = key
+            kept += 1
+        elif bin == limit:
+            edge[at_edge] = key
+            at_edge += 1
+    edge.sort()
+    for j in range(room):
+        keys[kept + j] = edge[at_edge - 1 - j]
 
 
 @njit(nogil=True, cache=True)
-def search_block(query, candidate, buckets_per_table, rerank, found):
+def search_block(queries, coder, parts, sketches, factors, vectors, gone, settings, found):
     """Answer a block of queries; the interpreter's lock is released, so that blocks share the cores.
 
     Args:
-        query: margins (m, L, k), signatures (m, words) and vectors (m, d).
-        candidate: the tables (codes, rows, starts), signatures (n, words) and vectors (n, d) of a Snapshot.
-        buckets_per_table: how many buckets are looked up.
-        rerank: how many candidates are compared exactly.
+        queries: (m, d).
+        coder: mean (d,), matrix (d, r + 64 words) and planes (r, L k) of a Coder.
+        parts: the sorted tables of all candidates but those added last, and of these: codes, rows and starts (L, ...).
+        sketches, factors: (n, words + 1) uint64, and the same memory as (n, 2 words + 2) float32.
+        vectors: (n, d) float32.
+        gone: a bit for each row, set if it was removed; whole words, uint64, of which all bits behind the last are set.
+        settings: buckets looked up per table, candidates compared exactly, and whether to compare all there are.
         found: where to write rows and cosines (m, top_k), candidates seen and compared (m,).
+
+    Returns:
+        0, or OUT_OF_RANGE if a table points outside the index.
     """
-    margins, signature, queries = query
-    tables, signatures, vectors = candidate
+    mean, matrix, planes = coder
+    buckets_per_table, rerank, compare_all = settings
     best_rows, best_cosines, seen, compared = found
-    count, words = signatures.shape
-    squares, far, flips = (
-        np.empty(margins.shape[2], np.float32),
-        np.empty((2, buckets_per_table), np.float32),
-        np.empty((2, buckets_per_table), np.uint64),
-    )
-    bounds = np.empty((margins.shape[1], buckets_per_table, 2), np.int32)
-    marked = np.zeros(count, np.uint8)
-    candidates, distances = np.empty(count + 1, np.int32), np.empty(count, np.int32)
-    cosines, histogram = np.empty(count, np.float32), np.empty(64 * words + 1, np.int32)
+    words, num_tables = sketches.shape[1] - 1, len(parts[0][1])
+    hash_size, width = planes.shape[1] // num_tables, matrix.shape[1] - 64 * words
+    products, margins = np.empty((len(queries), matrix.shape[1]), np.float32), np.empty(planes.shape[1], np.float32)
+    multiply(queries, mean, matrix, products)
+    squares, bits = np.empty(hash_size, np.float32), np.empty((QUERY_BITS, words), np.uint64)
+    far, flips = np.empty((2, buckets_per_table), np.float32), np.empty((2, buckets_per_table), np.uint64)
+    bounds = np.empty((num_tables, 2, buckets_per_table, 2), np.int64)
+    marked, bins = np.empty_like(gone), np.empty(512, np.int32)
+    candidates, keys = np.empty(0, np.int32), np.empty(0, np.int64)
     for i in range(len(queries)):
-        seen[i] = look_up(margins[i], tables, squares, far, flips, bounds, marked, candidates)
-        compared[i] = rank(signature[i], signatures, rerank, distances, histogram, candidates[: seen[i]])
-        compare(queries[i], vectors, candidates[: compared[i]], cosines, best_rows[i], best_cosines[i])
+        project(products[i, :width], planes, margins)
+        # Stage 1: the rows in the nearest buckets of each table. All bounds come first, so that the processor waits
+        # for many reads at a time.
+        room = 0
+        for t in range(num_tables):
+            buckets = nearest_buckets(margins[t * hash_size : (t + 1) * hash_size], squares, far, flips)
+            for part in range(2):
+                codes, rows, starts = parts[part]
+                held = find_bounds(buckets, codes[t], rows[t], starts[t], bounds[t, part]) if rows.shape[1] else 0
+                if held == OUT_OF_RANGE:
+                    return OUT_OF_RANGE
+                room += held
+        if room >= len(candidates):
+            candidates, keys = np.empty(room + 1, np.int32), np.empty(room + 1, np.int64)
+        marked[:], total = gone, 0
+        for t in range(num_tables):
+            for part in range(2):
+                if parts[part][1].shape[1]:
+                    within = bounds[t, part, : len(buckets)]
+                    total = collect(parts[part][1][t], within, marked, candidates, total, sketches)
+                    if total == OUT_OF_RANGE:
+                        return OUT_OF_RANGE
+        seen[i] = total
+        # Stage 2: the candidates of the highest estimates.
+        kept = min(total, rerank)
+        if compare_all:
+            kept = 0
+            candidates = candidates if len(candidates) >= len(vectors) else np.empty(len(vectors), np.int32)
+            for row in range(len(vectors)):
+                candidates[kept] = row
+                kept += 1 - np.int64(gone[row >> 6] >> uint64(row & 63) & uint64(1))
+        elif 0 < kept < total:
+            rotated = products[i, width:]
+            low, step = quantise(rotated, bits)
+            line = np.float32(2) * step, np.float32(2) * low, rotated.sum()
+            estimate(candidates[:total], sketches, factors, bits, line, keys)
+            select(keys[:total], rerank, bins)
+            for j in range(kept):
+                candidates[j] = -keys[j] & 0xFFFFFFFF
+        # Stage 3: their cosines.
+        compare(queries[i], vectors, candidates[:kept], best_rows[i], best_cosines[i])
+        compared[i] = kept
+    return 0

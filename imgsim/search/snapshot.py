@@ -2,115 +2,130 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from imgsim.hashing import Projection, check_integer, pack_bits, unpack_codes
-from imgsim.search.kernels import search_block
-from imgsim.tables import sort_codes
+from imgsim.hashing import Projection, check_integer
+from imgsim.search.coder import Coder, as_factors
+from imgsim.search.kernels import OUT_OF_RANGE, search_block
+from imgsim.search.layout import Tables, compress, sort_tables
+from imgsim.search.threads import run_blocks
 
-THREADS = int((os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())).split(",")[0])
-BLOCK, CHUNK = 64, 4096  # queries that a thread answers at a time, and queries projected at a time
+BLOCK = 16  # queries that a thread answers at a time
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a projection makes of n candidates: tables to look up, signatures to rank by, vectors to compare.
+    """What a coder makes of n rows: tables to look up, sketches to rank by, vectors to compare.
 
     Nothing in it ever changes, so any number of threads may search it.
 
     Attributes:
-        projection: planes and mean.
+        coder: projection and rotation.
         ids: (n,) int64; labels: (n,) int64, -1 if there is none; vectors: (n, d) float32 of length 1.
-        signatures: all bits of each candidate (n, words) uint64, see `hashing.pack_bits`.
-        codes, rows, starts: the sorted tables (L, ...), see `tables.sort_codes`.
+        sketches: (n, words + 1) uint64, see `Coder.encode`.
+        tables, added: of all rows but the last ones, and of these, which were added since the former were sorted.
+        gone: a bit for each row, set if it was removed, and for all others of the last word: (ceil(n / 64),) uint64.
+        count: rows that were not removed.
     """
 
-    projection: Projection
+    coder: Coder
     ids: np.ndarray
     labels: np.ndarray
     vectors: np.ndarray
-    signatures: np.ndarray
-    codes: np.ndarray
-    rows: np.ndarray
-    starts: np.ndarray
+    sketches: np.ndarray
+    tables: Tables
+    added: Tables
+    gone: np.ndarray
+    count: int
 
     def __post_init__(self):
-        # Compiled code checks no bounds: arrays of unequal length never get that far.
-        lengths = {len(self.ids), len(self.labels), len(self.vectors), len(self.signatures), self.rows.shape[1]}
-        if len(lengths) != 1:
+        # Compiled code relies on these.
+        tables, rows = self.tables, self.tables.rows.shape[1] + self.added.rows.shape[1]
+        lengths = {len(self.ids), len(self.labels), len(self.vectors), len(self.sketches), rows}
+        if len(lengths) != 1 or len(self.gone) != -(-rows // 64):
             raise ValueError(f"The arrays of an index must have one length, not {sorted(lengths)}.")
+        if not tables.starts.shape[1] and tables.codes.shape != tables.rows.shape:
+            raise ValueError("The tables of an index need a code for each row.")
 
     @classmethod
-    def build(cls, projection: Projection, vectors: np.ndarray, ids, labels, signatures=None) -> Snapshot:
+    def build(cls, coder: Coder, vectors: np.ndarray, ids, labels, codes=None, sketches=None) -> Snapshot:
         """Hash vectors (n, d) and sort them into tables.
 
         Args:
-            projection: planes and mean.
-            vectors: (n, d) float32; (n, 0) together with signatures, if candidates are to be ranked only.
+            coder: projection and rotation.
+            vectors: (n, d) float32; (n, 0) together with codes and sketches, if candidates are to be ranked only.
             ids, labels: (n,) int64.
-            signatures: (n, words) uint64 if they are known already.
+            codes, sketches: (n, L) and (n, words + 1) if they are known already.
         """
-        signatures = projection.signatures(vectors) if signatures is None else signatures
-        num_tables, _, hash_size = projection.planes.shape
-        tables = [sort_codes(column, hash_size) for column in unpack_codes(signatures, hash_size, num_tables).T]
-        codes, rows, starts = (np.stack(arrays) for arrays in zip(*tables, strict=True))
-        return cls(projection, ids, labels, np.ascontiguousarray(vectors), signatures, codes, rows, starts)
+        if codes is None:
+            codes, sketches = coder.encode(vectors)
+        tables = compress(*sort_tables(codes), coder.projection.planes.shape[2])
+        return cls.of_tables(coder, ids, labels, np.ascontiguousarray(vectors), sketches, tables)
+
+    @classmethod
+    def of_tables(cls, coder: Coder, ids, labels, vectors, sketches, tables: Tables) -> Snapshot:
+        """Put together arrays of rows that are all in the tables."""
+        return cls(coder, ids, labels, vectors, sketches, tables, no_tables(tables), no_gone(len(ids)), len(ids))
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.count
 
-    def code_table(self, signatures: np.ndarray) -> np.ndarray:
-        """Return the codes (m, L) in signatures (m, words)."""
-        num_tables, _, hash_size = self.projection.planes.shape
-        return unpack_codes(signatures, hash_size, num_tables)
+    @property
+    def projection(self) -> Projection:
+        """Planes and mean."""
+        return self.coder.projection
 
     def overlap(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the share of the tables in which one query (1, d) and candidates at rows (t,) have the same code."""
-        return (self.code_table(self.signatures[rows]) == self.code_table(self.projection.signatures(query))).mean(
-            axis=1
-        )
+        return (self.coder.encode(self.vectors[rows])[0] == self.coder.encode(query)[0]).mean(axis=1)
 
-    def search(self, queries: np.ndarray, top_k: int, probes: int, rerank: int | None) -> tuple[np.ndarray, ...]:
+    @cached_property
+    def _compiled(self) -> tuple:
+        vectors, sketches = np.ascontiguousarray(self.vectors), self.sketches
+        return self.coder.compiled, (tuple(self.tables), tuple(self.added)), sketches, as_factors(sketches), vectors
+
+    def search(
+        self, queries: np.ndarray, top_k: int, probes: int, rerank: int | None, compare_all: bool | None = None
+    ) -> tuple[np.ndarray, ...]:
         """Find the nearest candidates of queries (m, d), vectors of length 1; see BuildLSHTable for the stages.
 
+        Args:
+            queries: (m, d) float32.
+            top_k, probes, rerank: see BuildLSHTable.
+            compare_all: compare all candidates, seen or not; by default if there are no more than `rerank`.
+
         Returns:
-            Rows (m, top_k) int64 and cosines (m, top_k) float32, best first, padded with -1 and NaN; how many
-            candidates were seen (m,) and how many were compared (m,).
+            Rows (m, t) int64 and cosines (m, t) float32, best first, padded with -1 and NaN, where t is top_k or the
+            number of candidates if that is less; how many candidates were seen (m,) and how many were compared (m,).
+
+        Raises:
+            ValueError: a number is impossible, or the index is damaged.
         """
         top_k, probes = check_integer(top_k, "top_k", 1), check_integer(probes, "probes", 0)
-        rerank = len(self) if rerank is None else check_integer(rerank, "rerank", 0)
-        found = (
-            np.full((len(queries), top_k), -1, np.int64),
-            np.full((len(queries), top_k), np.nan, np.float32),
-            np.zeros(len(queries), np.int64),
-            np.zeros(len(queries), np.int64),
-        )
-        buckets_per_table = min(1 + probes, 1 << self.projection.planes.shape[2])
-        candidates = (self.codes, self.rows, self.starts), self.signatures, self.vectors
+        if compare_all is None:
+            compare_all = rerank is not None and self.count <= check_integer(rerank, "rerank", 0)
+        rerank = len(self.ids) if rerank is None else min(rerank, len(self.ids))
+        settings = min(1 + probes, 1 << self.projection.planes.shape[2]), rerank, compare_all
+        shape = len(queries), min(top_k, self.count)
+        rows, cosines = np.full(shape, -1, np.int64), np.full(shape, np.nan, np.float32)
+        found = rows, cosines, np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
+        queries = np.ascontiguousarray(queries)
+        if not rows.size:
+            return found
 
-        def answer(block: slice) -> None:
-            query = margins[block], signatures[block], compared[block]
-            results = tuple(array[start:][block] for array in found)
-            search_block(query, candidates, buckets_per_table, rerank, results)
+        def answer(first: int) -> int:
+            block = slice(first, first + BLOCK)
+            results = tuple(array[block] for array in found)
+            coder, parts, *arrays = self._compiled
+            return search_block(queries[block], coder, parts, *arrays, self.gone, settings, results)
 
-        for start in range(0, len(queries), CHUNK):
-            chunk = np.ascontiguousarray(queries[start : start + CHUNK])
-            margins = self.projection.margins(chunk)  # one product, on BLAS's own threads
-            signatures = pack_bits((margins > 0).reshape(len(chunk), -1))
-            # Candidates whose vectors have no dimensions are ranked by their signatures only.
-            compared = np.ascontiguousarray(chunk[:, : self.vectors.shape[1]])
-            blocks = [slice(first, min(first + BLOCK, len(chunk))) for first in range(0, len(chunk), BLOCK)]
-            if len(blocks) > 1:
-                with ThreadPoolExecutor(THREADS) as pool:
-                    list(pool.map(answer, blocks))
-            else:
-                answer(blocks[0])
+        if OUT_OF_RANGE in run_blocks(answer, len(queries), BLOCK):
+            raise ValueError("The index is damaged: its tables point outside it; build it again.")
         return found
 
     def warm_up(self) -> None:
@@ -118,3 +133,16 @@ class Snapshot:
         if not any(Path(search_block.stats.cache_path).glob("kernels.search_block*.nbi")):
             print("Compiling the search, once on this machine (some ten seconds).", file=sys.stderr)
         self.search(self.vectors[:1], 1, 0, 0)
+
+
+def no_tables(tables: Tables) -> Tables:
+    """Return tables of no rows beside these."""
+    return Tables(*(array[:, :0] for array in tables))
+
+
+def no_gone(rows: int) -> np.ndarray:
+    """Return the bits of rows of which none was removed."""
+    gone = np.zeros(-(-rows // 64), np.uint64)
+    if rows % 64:
+        gone[-1] = np.uint64(2**64 - (1 << rows % 64))
+    return gone

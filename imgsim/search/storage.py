@@ -13,30 +13,72 @@ from pathlib import Path
 from tokenize import TokenError  # raised by numpy for a damaged header
 
 import numpy as np
+from filelock import FileLock
 
 from imgsim.hashing import code_dtype
-from imgsim.sources.cache import write_json
-from imgsim.tables import has_starts
+from imgsim.search.coder import as_factors
+from imgsim.search.layout import has_starts
+from imgsim.sources.cache import sync_folder, write_json
 
-FORMAT = 3  # of an index's folder
+FORMAT = 4  # of an index's folder
 MANIFEST = "manifest.json"
-ARRAYS = ("planes", "mean", "ids", "labels", "vectors", "signatures", "codes", "rows", "starts")
+TABLES = ("codes", "rows", "starts")
+ARRAYS = ("planes", "mean", "directions", "rotation", "ids", "labels", "vectors", "sketches", *TABLES)
+LAZY = ("vectors", "sketches")  # of a mapped index: read where a search looks, and not checked
 
 
-def array_specs(count: int, dim: int, hash_size: int, num_tables: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Return the type and shape of each array of an index of `count` candidates, see `snapshot.Snapshot`."""
+def array_specs(
+    count: int, dim: int, hash_size: int, num_tables: int, directions: int, sketch_bits: int
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Return the type and shape of each array of an index of `count` candidates, see `snapshot.Snapshot`.
+
+    Args:
+        count, dim, hash_size, num_tables: of the index.
+        directions: in which the planes lie, 0 if they are random.
+        sketch_bits: of each sketch.
+    """
     starts = has_starts(hash_size, count)
     return {
         "planes": (np.dtype("f4"), (num_tables, dim, hash_size)),
         "mean": (np.dtype("f4"), (dim,)),
+        "directions": (np.dtype("f4"), (dim, directions)),
+        "rotation": (np.dtype("f4"), (dim, sketch_bits)),
         "ids": (np.dtype("i8"), (count,)),
         "labels": (np.dtype("i8"), (count,)),
         "vectors": (np.dtype("f4"), (count, dim)),
-        "signatures": (np.dtype("u8"), (count, -(-hash_size * num_tables // 64))),
+        "sketches": (np.dtype("u8"), (count, sketch_bits // 64 + 1)),
         "codes": (code_dtype(hash_size), (num_tables, 0 if starts else count)),
         "rows": (np.dtype("i4"), (num_tables, count)),
         "starts": (np.dtype("i4"), (num_tables, (1 << hash_size) + 1 if starts else 0)),
     }
+
+
+def check_meaning(arrays: dict[str, np.ndarray], hash_size: int, mapped: bool) -> None:
+    """Check that the arrays of an index, which have the right types and shapes, can be one.
+
+    Raises:
+        ValueError: a table lacks a row or is not sorted, an id occurs twice, or a vector is none.
+    """
+    count = len(arrays["ids"])
+    for codes, rows, starts in zip(*(arrays[name] for name in TABLES), strict=True):
+        inside = count == 0 or (rows.min() >= 0 and rows.max() < count)
+        if not inside or np.bincount(rows, minlength=count).max(initial=1) != 1:
+            raise ValueError("a table does not hold each row once")
+        if len(starts) and not (starts[0] == 0 and starts[-1] == count and (np.diff(starts) >= 0).all()):
+            raise ValueError("the buckets of a table do not follow one another")
+        if len(codes) and ((codes[1:] < codes[:-1]).any() or int(codes[-1]) >> hash_size):
+            raise ValueError("the codes of a table are not sorted")
+    if len(np.unique(arrays["ids"])) != count or arrays["ids"].min(initial=0) < 0:
+        raise ValueError("its ids are not different whole numbers")
+    for name in ("planes", "mean", "directions", "rotation", "vectors"):
+        if not (mapped and name in LAZY) and not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} holds values that are no numbers")
+    if not mapped:
+        lengths = np.vecdot(arrays["vectors"], arrays["vectors"])
+        if not ((np.abs(lengths - 1) < 1e-3) | (lengths == 0)).all():
+            raise ValueError("its vectors do not have length 1")
+        if not np.isfinite(as_factors(arrays["sketches"])[:, -2:]).all():
+            raise ValueError("sketches holds values that are no numbers")
 
 
 @dataclass(frozen=True)
@@ -57,7 +99,7 @@ def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray | Blocks])
         ValueError: the folder holds other files.
     """
     folder = Path(folder)
-    own = re.compile(rf"\.?[\d-]*({'|'.join(arrays)})-[0-9a-f]{{16}}\.npy")
+    own = re.compile(rf"\.lock|\.?[\d-]*({'|'.join(arrays)})-[0-9a-f]{{16}}\.npy")
     if (
         folder.exists()
         and not is_array_folder(folder)
@@ -65,12 +107,14 @@ def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray | Blocks])
     ):
         raise ValueError(f"{str(folder)!r} holds other files: an index wants a folder of its own.")
     folder.mkdir(parents=True, exist_ok=True)
-    digests = {name: write_array(folder, name, array) for name, array in arrays.items()}
-    libraries = {name: version(name) for name in ("numpy", "torch", "transformers")}
-    write_json(folder / MANIFEST, {"format": FORMAT} | manifest | {"versions": libraries, "arrays": digests})
-    for stale in set(folder.glob("*.npy")) - {folder / f"{name}-{digest}.npy" for name, digest in digests.items()}:
-        if own.fullmatch(stale.name):
-            stale.unlink()
+    with FileLock(folder / ".lock"):  # of two that save at once, the later one wins whole
+        digests = {name: write_array(folder, name, array) for name, array in arrays.items()}
+        libraries = {name: version(name) for name in ("numpy", "torch", "transformers")}
+        sync_folder(folder)  # the arrays are on disk before the manifest names them
+        write_json(folder / MANIFEST, {"format": FORMAT} | manifest | {"versions": libraries, "arrays": digests})
+        for stale in set(folder.glob("*.npy")) - {folder / f"{name}-{digest}.npy" for name, digest in digests.items()}:
+            if own.fullmatch(stale.name):
+                stale.unlink()
 
 
 def write_array(folder: Path, name: str, array: np.ndarray | Blocks) -> str:
@@ -85,6 +129,8 @@ def write_array(folder: Path, name: str, array: np.ndarray | Blocks) -> str:
                 block = np.ascontiguousarray(block, dtype)
                 digest.update(block)
                 stream.write(block)
+            stream.flush()
+            os.fsync(stream.fileno())
         beside.replace(folder / f"{name}-{digest.hexdigest()}.npy")
         return digest.hexdigest()
     finally:
@@ -108,7 +154,7 @@ def read_arrays(
         folder: the index's folder.
         settings: names that the manifest must hold.
         names: of the arrays to read.
-        mapped: leave the arrays on disk, to be read where a search looks; their digests are then not checked.
+        mapped: leave the arrays on disk; those that are LAZY are read where a search looks, and not checked.
 
     Returns:
         The manifest, and the arrays by name.
@@ -116,25 +162,42 @@ def read_arrays(
     Raises:
         ValueError: the folder holds something else, or a file is not what was written.
     """
-    folder, arrays = Path(folder), {}
+    folder, before = Path(folder), None
+    while True:
+        manifest = read_manifest(folder, settings, names)
+        try:
+            return manifest, {name: read_array(folder, name, manifest["arrays"][name], mapped) for name in names}
+        except ValueError:
+            if manifest == before:
+                raise
+            before = manifest  # another process may have saved meanwhile: look once more
+
+
+def read_manifest(folder: Path, settings: Iterable[str], names: Iterable[str]) -> dict:
+    """Read the manifest of a folder that `write_arrays` wrote, see `read_arrays`."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
-        files = {name: (folder / f"{name}-{manifest['arrays'][name]}.npy", manifest["arrays"][name]) for name in names}
-        _ = [manifest[name] for name in settings]
+        _ = [manifest["arrays"][name] + "" for name in names], [manifest[name] for name in settings]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{error!r} is missing from {MANIFEST}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{str(folder)!r} holds no index that can be read: {reason}.") from error
-    for name, (file, digest) in files.items():
-        try:
-            # Copy on write: compiled code knows no array that must not be written to.
-            arrays[name] = np.asarray(np.load(file, "c" if mapped else None, allow_pickle=False))
-        except (OSError, ValueError, EOFError, SyntaxError, TokenError):
-            arrays[name] = None
-        if arrays[name] is None or not (mapped or digest_of(arrays[name]) == digest):
-            raise ValueError(f"The index is damaged: {str(file)!r} is missing, cut short or changed; build it again.")
-    return manifest, arrays
+    return manifest
+
+
+def read_array(folder: Path, name: str, digest: str, mapped: bool) -> np.ndarray:
+    """Read an array that `write_array` wrote, see `read_arrays`."""
+    file = folder / f"{name}-{digest}.npy"
+    try:
+        # Copy on write: compiled code knows no array that must not be written to.
+        array = np.asarray(np.load(file, "c" if mapped else None, allow_pickle=False))
+        whole = (mapped and name in LAZY) or digest_of(array) == digest
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):
+        whole = False
+    if not whole:
+        raise ValueError(f"The index is damaged: {str(file)!r} is missing, cut short or changed; build it again.")
+    return array
 
 
 def start_digest(array: np.ndarray | Blocks):

@@ -30,9 +30,21 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     beside = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield beside
+        with open(beside, "rb") as stream:
+            os.fsync(stream.fileno())  # on disk before its name is: a power failure leaves the old file or the new
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of files in a folder survive a power failure, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

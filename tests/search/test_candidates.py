@@ -13,6 +13,7 @@ from imgsim import BuildLSHTable, Projection
 from imgsim.evaluation import exact_neighbours, recall_at_k
 from imgsim.hashing import normalise
 from imgsim.search import snapshot as search
+from imgsim.search import threads as shared
 
 # k, n and L: buckets are addressed directly from n = 2^k on, before that found by binary search.
 SIZES = [(3, 300, 1), (3, 12, 6), (8, 600, 5), (8, 300, 3), (12, 300, 6), (17, 200, 4), (33, 200, 3), (64, 200, 2)]
@@ -40,14 +41,25 @@ def near(n, m, dim=10):
 
 def build(projection, candidates, labels=None, ids=None, **settings):
     """An index of candidates under this projection."""
-    with mock.patch.object(Projection, "fit", return_value=projection):
+    with mock.patch("imgsim.index.fit_projection", return_value=projection):
         return BuildLSHTable(**settings).build_from_embeddings(candidates, labels, ids)
+
+
+def estimates(coder, vectors, query):
+    """Estimates (n,) of the cosines with a query (d,) but for q . mean, as in the docstring of Coder, in float64."""
+    mean, rotation = coder.projection.mean.astype(np.float64), coder.rotation.astype(np.float64)
+    centred = vectors - mean
+    rotated, turned = centred @ rotation, (query - mean) @ rotation
+    low, step = turned.min(), np.ptp(turned) / 15  # the query in 4 bits
+    rounded = low + step * np.floor((turned - low) / step + 0.5)
+    lengths = np.square(centred).sum(axis=1) / np.maximum(np.abs(rotated).sum(axis=1), 1e-30)
+    return np.where(rotated > 0, 1, -1) @ rounded * lengths + centred @ mean
 
 
 def oracle(index, embeddings, query):
     """The three stages one after another in plain loops and float64.
 
-    Returns the candidates seen by their Hamming distances, {distance: rows}, and the cosines (n,) of all.
+    Returns the rows of the candidates seen, and the estimates (n,) and cosines (n,) of all.
     """
     x, q = (rows.astype(np.float64) / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (embeddings, query))
     heights = np.einsum("nd,ldk->nlk", x - index.projection.mean, index.projection.planes)
@@ -62,8 +74,7 @@ def oracle(index, embeddings, query):
                 buckets.append((np.square(row[flipped]).sum(), code))
         for _, code in sorted(buckets, key=lambda bucket: bucket[0])[: 1 + index.probes]:
             seen |= set(np.flatnonzero(((heights[:, t] > 0) == code).all(axis=1)))
-    distances = ((heights > 0) != (margins > 0)).sum(axis=(1, 2))
-    return {h: {row for row in seen if distances[row] == h} for h in sorted({distances[row] for row in seen})}, x @ q
+    return sorted(seen), estimates(index.snapshot.coder, x, q), x @ q
 
 
 @pytest.mark.parametrize("probes", [0, 1, 5])
@@ -74,21 +85,20 @@ def test_a_search_equals_a_slow_oracle_of_its_stages(hash_size, n, num_tables, p
     candidates, queries = (rows[clear(projection, normalise(rows))] for rows in (candidates, queries))
     assert len(candidates) >= n - 3 and len(queries) >= 10
     index = build(projection, candidates, hash_size=hash_size, num_tables=num_tables, probes=probes)
-    assert (index._built().snapshot.starts.size > 0) == (2**hash_size <= len(candidates))
+    assert (index.snapshot.tables.starts.size > 0) == (2**hash_size <= len(candidates))
     answers = [oracle(index, candidates, query) for query in queries]
-    assert any(levels for levels, _ in answers)  # not all empty
+    assert any(seen for seen, _, _ in answers)  # not all empty
     for index.rerank in (1, 7, None):
         result, short = index.search(queries, top_k=n), index.search(queries, top_k=3)
-        for i, (levels, cosines) in enumerate(answers):
-            seen = sum(map(len, levels.values()))
-            compared = seen if index.rerank is None else min(seen, index.rerank)
-            assert (result.candidates_seen[i], result.compared_exactly[i]) == (seen, compared)
-            found, room = result.ids[i, :compared], compared
+        for i, (seen, estimated, cosines) in enumerate(answers):
+            compared = len(seen) if index.rerank is None else min(len(seen), index.rerank)
+            assert (result.candidates_seen[i], result.compared_exactly[i]) == (len(seen), compared)
+            found = result.ids[i, :compared]
             assert (result.ids[i, compared:] == -1).all() and np.isnan(result.cosines[i, compared:]).all()
-            for rows in levels.values():  # the nearest by Hamming distance; at the last distance any may be taken
-                assert len(rows & set(found)) == min(len(rows), room)
-                room -= min(len(rows), room)
-            assert room == 0 and len(set(found)) == compared
+            assert set(found) <= set(seen) and len(set(found)) == compared
+            left_out = [row for row in seen if row not in found]
+            if left_out and compared:  # the highest estimates are compared, but for roundings of the query
+                assert estimated[left_out].max() <= estimated[found].min() + 2e-3
             np.testing.assert_allclose(result.cosines[i, :compared], cosines[found], atol=1e-6)  # float32
             assert (np.diff(result.cosines[i, :compared]) <= 0).all()
             np.testing.assert_array_equal(short.ids[i], np.pad(found, (0, 3), constant_values=-1)[:3])
@@ -152,14 +162,15 @@ def test_compared_are_as_many_as_rerank_says_or_all_that_are_seen(rerank):
     index = BuildLSHTable(probes=3, rerank=rerank).build_from_embeddings(candidates)
     result = index.search(queries)
     limit = np.inf if rerank is None else rerank
-    assert (result.compared_exactly == np.minimum(result.candidates_seen, limit)).all()
+    seen = np.where(limit < 1000, result.candidates_seen, 1000) if rerank is not None else result.candidates_seen
+    assert (result.compared_exactly == np.minimum(seen, limit)).all()  # all, if there are no more than that
     assert ((result.ids >= 0).sum(axis=1) == np.minimum(result.compared_exactly, 10)).all()
 
 
 @pytest.mark.parametrize("m", [0, 1, 63, 64, 65, 300])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_many_queries_get_the_answers_that_each_gets_alone(m, threads, monkeypatch, clear):
-    monkeypatch.setattr(search, "THREADS", threads)
+    monkeypatch.setattr(shared, "THREADS", threads)
     candidates, queries = cone(1000, m)
     index = BuildLSHTable(hash_size=10, probes=2, rerank=30).build_from_embeddings(candidates)
     result = index.search(queries)
@@ -177,7 +188,7 @@ def test_threads_do_not_change_an_answer(monkeypatch):
     index = BuildLSHTable(hash_size=10, probes=2, rerank=30).build_from_embeddings(candidates)
     results = []
     for threads in (1, 2, 7):
-        monkeypatch.setattr(search, "THREADS", threads)
+        monkeypatch.setattr(shared, "THREADS", threads)
         results.append(index.search(queries))
     for result in results[1:]:
         for name in NAMES:
@@ -186,7 +197,7 @@ def test_threads_do_not_change_an_answer(monkeypatch):
 
 # --- additions and removals ---------------------------------------------------------------------------------------
 
-BUILT = {"hash_size": 4, "num_tables": 3, "probes": 2, "rerank": 7}
+BUILT = {"hash_size": 4, "num_tables": 3, "probes": 2, "rerank": 7}  # fewer than are compared: all of them are
 
 
 @pytest.fixture(scope="module")
@@ -205,9 +216,13 @@ def fresh(projection, points, labels, ids):
     return build(projection, points, labels, ids, **BUILT)
 
 
-def assert_same_index(index, other, queries):
+def assert_same_answers(index, other, queries):
     for name in NAMES:
         np.testing.assert_array_equal(getattr(index.search(queries), name), getattr(other.search(queries), name))
+
+
+def assert_same_index(index, other, queries):
+    assert_same_answers(index, other, queries)
     for name in ("ids", "labels"):
         np.testing.assert_array_equal(getattr(index, name), getattr(other, name))
     np.testing.assert_array_equal(index.lsh.codes, other.lsh.codes)
@@ -271,7 +286,7 @@ def test_an_index_that_was_emptied_finds_nothing_and_can_be_filled_again(pool):
     index = emptied(pool)
     for queries in (points[:1], points[:100]):
         result = index.search(queries, top_k=4)
-        assert len(index) == 0 and result.ids.shape == (len(queries), 4) and (result.ids == -1).all()
+        assert len(index) == 0 and result.ids.shape == (len(queries), 0)
         assert np.isnan(result.cosines).all()
         assert not result.candidates_seen.any() and not result.compared_exactly.any()
     index.add(points[:12])
@@ -304,6 +319,44 @@ def test_one_embedding_may_be_added_and_one_id_removed(pool):
     assert_same_index(index, fresh(projection, points[[*range(3), *range(4, 14)]], None, ids), points)
 
 
+def test_a_mask_removes_what_it_marks(pool):
+    projection, points = pool
+    index = fresh(projection, points[:12], None, np.arange(12) * 3)
+    index.add(points[12:15])
+    index.remove(np.arange(15) >= 12)
+    assert_same_index(index, fresh(projection, points[:12], None, np.arange(12) * 3), points)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, -1])
+def test_labels_may_be_missing(missing, pool):
+    index = fresh(pool[0], pool[1][:12], [missing, 1] * 6, None)
+    assert index.labels.tolist() == [-1, 1] * 6
+
+
+def test_ids_go_to_the_end_of_their_range(pool, refused):
+    index = fresh(pool[0], pool[1][:2], None, [0, 2**63 - 1])
+    with refused("ids"):
+        index.add(pool[1][2:3])
+    index.add(pool[1][2:3], ids=[7])
+    assert index.search(pool[1][:2], 1).ids.ravel().tolist() == [0, 2**63 - 1]
+
+
+def test_many_small_changes_equal_a_fresh_build(pool):
+    """Enough of them that tables are merged and rows taken out, and with copies, so that estimates and cosines tie."""
+    projection, points = pool
+    points = np.concatenate([points] * 8)
+    index = fresh(projection, points[:12], None, None)
+    left = list(range(12))
+    for row in range(12, len(points)):
+        index.add(points[row], ids=[row])
+        left.append(row)
+        if row % 3 == 0:
+            index.remove(left.pop(row // 2 % len(left)))
+        if row % 100 == 0:
+            assert_same_answers(index, fresh(projection, points[left], None, left), points[:20])
+    assert_same_index(index, fresh(projection, points[left], None, left), points[:20])
+
+
 def test_a_removed_id_may_be_given_again(pool):
     index = fresh(pool[0], pool[1][:12], None, np.arange(12))
     index.remove([4, 4])
@@ -322,6 +375,13 @@ REFUSED = {
     "not a number": lambda index, x: index.add(x[:2] * np.nan),
     "an unknown id": lambda index, x: index.remove(1),
     "one unknown id of three": lambda index, x: index.remove([2, 1, 4]),
+    "a text for an id": lambda index, x: index.remove(["2"]),
+    "a fraction for an id": lambda index, x: index.remove([2.0]),
+    "a mask of another length": lambda index, x: index.remove(np.ones(5, bool)),
+    "names for labels": lambda index, x: index.add(x[:2], ["cat", "dog"]),
+    "a fraction for a label": lambda index, x: index.add(x[:2], [1, 1.7]),
+    "a label below -1": lambda index, x: index.add(x[:2], [1, -2]),
+    "an infinite label": lambda index, x: index.add(x[:2], [1, np.inf]),
 }
 
 
@@ -419,27 +479,27 @@ def measure(index, queries, true):
 @pytest.mark.parametrize(
     ("settings", "recall", "seen", "compared"),
     [
-        ({"hash_size": 8, "num_tables": 10, "probes": 0, "rerank": None}, 0.28, 0.08, 0.08),
-        ({"hash_size": 8, "num_tables": 10, "probes": 8, "rerank": None}, 0.87, 0.37, 0.37),
-        ({"hash_size": 10, "num_tables": 48, "probes": 6, "rerank": 100}, 0.85, 0.38, 0.025),
-        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 100}, 0.88, 0.31, 0.025),
+        ({"hash_size": 8, "probes": 0, "rerank": None, "planes": "random"}, 0.28, 0.08, 0.08),
+        ({"hash_size": 8, "rerank": None, "planes": "random"}, 0.87, 0.37, 0.37),
+        ({"hash_size": 8, "rerank": None}, 0.87, 0.25, 0.25),
+        ({}, 0.8, 0.2, 0.06),
     ],
-    ids=["plain", "probes", "ranked", "many"],
+    ids=["plain", "probes", "principal", "default"],
 )
 def test_neighbours_in_a_cone_are_found(settings, recall, seen, compared, neighbours):
-    # Measured: .34 at 5% seen, .91 at 33%, .89 at 34%, .92 at 27%; the seeds are fixed, but numpy's may change.
+    # Measured: MEASURED; the seeds are fixed, but numpy's may change.
     candidates, queries, true = neighbours
     found = measure(BuildLSHTable(**settings).build_from_embeddings(candidates), queries, true)
     assert found[0] >= recall and found[1] <= seen and found[2] <= compared
 
 
-def test_a_ranking_by_all_bits_keeps_most_neighbours_among_few_compared(neighbours):
+def test_a_ranking_by_sketches_keeps_most_neighbours_among_few_compared(neighbours):
     candidates, queries, true = neighbours
-    index = BuildLSHTable(hash_size=8, num_tables=32, probes=8, rerank=100).build_from_embeddings(candidates)
+    index = BuildLSHTable(hash_size=6, probes=8, rerank=100).build_from_embeddings(candidates)
     ranked, seen, compared = measure(index, queries, true)
-    assert compared < 0.05 * seen
+    assert compared < 0.1 * seen
     index.rerank = None
-    assert ranked > 0.7 * measure(index, queries, true)[0]  # measured: .79 of 1
+    assert ranked > 0.9 * measure(index, queries, true)[0]
 
 
 @pytest.fixture(scope="module")
@@ -453,13 +513,14 @@ def photographs(real):
 @pytest.mark.parametrize(
     ("settings", "recall", "seen", "compared"),
     [
-        ({"hash_size": 13, "num_tables": 64, "probes": 8, "rerank": 150}, 0.90, 0.12, 0.0075),
-        ({"hash_size": 12, "num_tables": 64, "probes": 12, "rerank": 400}, 0.98, 0.26, 0.02),
+        ({}, 0.92, 0.10, 0.01),
+        ({"hash_size": 14, "num_tables": 16, "probes": 31, "rerank": 80}, 0.90, 0.05, 0.004),
+        ({"hash_size": 12, "num_tables": 12, "probes": 47, "rerank": 100}, 0.96, 0.13, 0.005),
     ],
-    ids=["13x64", "12x64"],
+    ids=["default", "14x16", "12x12"],
 )
 def test_real_neighbours_are_found(settings, recall, seen, compared, photographs):
-    # Measured: .905 at 11.4% seen, .984 at 24.0%.
+    # Measured: REAL.
     candidates, queries, true = photographs
     found = measure(BuildLSHTable(**settings).build_from_embeddings(candidates), queries, true)
     assert found[0] >= recall and found[1] <= seen and found[2] <= compared
