@@ -15,6 +15,7 @@ from imgsim.hashing import Projection, check_integer, check_settings, normalise
 from imgsim.images import encode_labels, labels_of
 from imgsim.search.candidates import Candidates
 from imgsim.search.coder import Coder, draw_rotation
+from imgsim.search.layout import default_hash_size
 from imgsim.search.principal import check_planes, fit_projection
 from imgsim.search.snapshot import Snapshot
 from imgsim.tables import LSH, id_label
@@ -86,7 +87,7 @@ class BuildLSHTable:
         model: a checkpoint (see `load_encoder`), an Encoder, a module with its `processor`, or None if only embeddings
             are used.
         batch_size: images embedded at a time.
-        hash_size: bits per code; by default they follow the number of candidates, see `default_hash_size`.
+        hash_size: bits per code; by default they follow the number of candidates.
         dim: length of the embeddings; by default that of the model, or of the first embeddings.
         num_tables: independent tables.
         planes: "principal", rotated within the directions in which the candidates differ most, or "random".
@@ -119,8 +120,8 @@ class BuildLSHTable:
             raise ValueError(f"dim is {dim}, but this model's embeddings have {self.encoder.dim} dimensions.")
         self.dim = self.encoder.dim if self.encoder else dim
         self.batch_size, self.seed, self.planes = int(batch_size), int(seed), planes
-        self.hash_size = None if hash_size is None else int(hash_size)
-        self.num_tables = int(num_tables)
+        self.hash_size, self.num_tables = hash_size and int(hash_size), int(num_tables)
+        self._follows_count = hash_size is None
         self.probes = check_integer(probes, "probes", 0)
         self.rerank = None if rerank is None else check_integer(rerank, "rerank", 0)
         self.build_seconds: float | None = None  # projection, codes and tables
@@ -187,7 +188,7 @@ class BuildLSHTable:
             raise ValueError("There is nothing to build an index from: the embeddings have no rows.")
         start = time.perf_counter()
         vectors = normalise(embeddings)
-        hash_size = self.hash_size or default_hash_size(len(vectors))
+        hash_size = default_hash_size(len(vectors)) if self._follows_count else self.hash_size
         projection = fit_projection(vectors, hash_size, self.num_tables, self.seed, self.planes)
         coder = Coder(projection, draw_rotation(vectors.shape[1], self.seed))
         candidates = Candidates.build(coder, vectors, ids, labels)
@@ -285,11 +286,6 @@ class BuildLSHTable:
         if not np.isfinite(embeddings).all():
             raise ValueError("The embeddings hold values that are not finite numbers.")
         return embeddings
-
-
-def default_hash_size(count: int) -> int:
-    """Return the bits of a code for this many candidates: measured so that the default settings keep their recall."""
-    return max(2, round(2.5 + np.log2(max(count, 1)) / 2))
 
 
 def encoder_phrase(made_with: dict) -> str:

@@ -12,10 +12,13 @@ from tqdm import tqdm
 
 from imgsim.evaluation import exact_neighbours, recall_at_k
 from imgsim.figures import INK, one_axis
-from imgsim.hashing import Projection, normalise
+from imgsim.hashing import normalise
+from imgsim.search.coder import Coder
+from imgsim.search.principal import PLANES, fit_projection
 from imgsim.search.snapshot import Snapshot
 
-NUM_TABLES, PROBES, RERANK = (8, 16, 32, 64), (0, 2, 4, 8, 16, 32), (50, 100, 200, 400, 800)
+NUM_TABLES, PROBES, RERANK = (4, 8, 16), (3, 7, 15, 31, 63, 127), (800, 400, 200, 120, 80, 60, 40)
+MAX_QUERIES = 400
 
 
 @dataclass(frozen=True)
@@ -38,46 +41,50 @@ class Tuning:
 
 
 def estimate_cost(settings: dict, seen: float, compared: float, dim: int) -> float:
-    """Estimate how many microseconds a query takes: projection, look-ups, Hamming distances, exact cosines.
+    """Estimate how many microseconds a query takes: products, look-ups, sketches, exact cosines.
 
     The weights were fitted to times measured on one core. Unlike a time the estimate is the same on every run, so
     that the choice can be repeated.
     """
     bits = settings["hash_size"] * settings["num_tables"]
+    outer = settings["hash_size"] if settings["planes"] == "principal" else bits
     lookups = settings["num_tables"] * min(1 + settings["probes"], 1 << settings["hash_size"])
-    return 1.5 + bits * dim / 35000 + lookups / 40 + seen * (0.0047 + 0.00063 * bits / 64) + compared * dim / 9900
+    return 2 + dim * (outer + dim) / 20000 + lookups / 45 + seen * (0.012 + 0.00003 * dim) + compared * dim / 2000
 
 
 def tune(index, queries, recall: float = 0.9, top_k: int = 10) -> Tuning:
-    """Try settings on an index's candidates: hash_size around log2 of their number, the others in doubling steps.
+    """Try settings on an index's candidates: planes, bits, tables, probes and rerank, each in a few steps.
 
     Args:
         index: a built BuildLSHTable.
-        queries: embeddings (m, d) that are not among the candidates.
+        queries: embeddings (m, d) that are not among the candidates; 400 of them, evenly taken, are used at most.
         recall: the share of the `top_k` true neighbours to find.
         top_k: neighbours per query.
 
     Returns:
-        All trials, and the cheapest that reaches the recall; if none does, with a warning, that of the highest recall.
+        All trials, and the one of the least estimated cost that reaches the recall; if none does, with a warning, that
+        of the highest recall.
     """
-    vectors, queries = index.vectors, normalise(queries)
-    true, _ = exact_neighbours(queries, vectors, top_k)
-    most_bits = max(3, int(np.log2(len(vectors))))
-    sizes = [size for size in (most_bits - 4, most_bits - 2, most_bits) if size >= 2]
-    reranks = [rerank for rerank in RERANK if rerank * 4 <= len(vectors)] or [None]
+    queries, now = normalise(queries[:: -(-len(queries) // MAX_QUERIES)]), index.snapshot
+    true, _ = exact_neighbours(queries, now.vectors, top_k)
+    most_bits = max(3, int(np.log2(len(now))))
+    sizes = sorted({size for size in (most_bits - 4, most_bits - 2, most_bits - 1) if size >= 2})
+    reranks = [rerank for rerank in RERANK if rerank * 4 <= len(now)] or [None]
     trials = []
-    for hash_size, num_tables in tqdm(list(product(sizes, NUM_TABLES)), "tuning"):
-        projection = Projection.fit(vectors, hash_size, num_tables, index.seed)
-        snapshot = Snapshot.build(projection, vectors, index.ids, index.labels)
-        for rerank in reranks:
-            for probes in PROBES:
-                rows, _, seen, compared = snapshot.search(queries, top_k, probes, rerank)
-                settings = {"hash_size": hash_size, "num_tables": num_tables, "probes": probes, "rerank": rerank}
+    for planes, hash_size, num_tables in tqdm(list(product(PLANES, sizes, NUM_TABLES)), "tuning"):
+        projection = fit_projection(now.vectors, hash_size, num_tables, index.seed, planes)
+        snapshot = Snapshot.build(Coder(projection, now.coder.rotation), now.vectors, now.ids, now.labels)
+        fixed = {"planes": planes, "hash_size": hash_size, "num_tables": num_tables, "seed": index.seed}
+        left = list(reranks)
+        for probes in PROBES:
+            while left:  # compare fewer as long as that reaches the recall, then look up more buckets
+                rows, _, seen, compared = snapshot.search(queries, top_k, probes, left[0])
+                settings = fixed | {"probes": probes, "rerank": left[0]}
                 found, means = recall_at_k(rows, true), (float(seen.mean()), float(compared.mean()))
-                cost = estimate_cost(settings, *means, vectors.shape[1])
-                trials.append(Trial(settings | {"seed": index.seed}, found, *means, cost))
-                if found >= recall:  # more probes would only cost more
+                trials.append(Trial(settings, found, *means, estimate_cost(settings, *means, now.vectors.shape[1])))
+                if found < recall:
                     break
+                left.pop(0)
     good = [trial for trial in trials if trial.recall >= recall]
     if not good:
         warnings.warn(f"No settings reached a recall of {recall}; the best found is given.", stacklevel=2)
@@ -86,12 +93,14 @@ def tune(index, queries, recall: float = 0.9, top_k: int = 10) -> Tuning:
 
 
 def plot_tradeoff(tuning: Tuning) -> Axes:
-    """Plot recall over candidates seen for all trials, in a colour per hash_size, with a ring around the best."""
-    axis, best = one_axis(), tuning.best
-    for hash_size in sorted({trial.settings["hash_size"] for trial in tuning.trials}):
-        points = [(t.candidates_seen, t.recall) for t in tuning.trials if t.settings["hash_size"] == hash_size]
-        axis.plot(*zip(*points, strict=True), ".", label=f"{hash_size} bits")
-    axis.plot(best.candidates_seen, best.recall, "o", markersize=13, fillstyle="none", color=INK, label="chosen")
-    axis.set(xlabel="candidates seen", ylabel="recall")
+    """Plot recall over estimated cost for all trials, in a colour per bits and planes, with a ring around the best."""
+    axis, best, groups = one_axis(), tuning.best, {}
+    for trial in tuning.trials:
+        group = f"{trial.settings['hash_size']} bits, {trial.settings['planes']} planes"
+        groups.setdefault(group, []).append((trial.cost, trial.recall))
+    for group, points in groups.items():
+        axis.plot(*zip(*points, strict=True), ".", label=group)
+    axis.plot(best.cost, best.recall, "o", markersize=13, fillstyle="none", color=INK, label="chosen")
+    axis.set(xlabel="estimated µs per query", ylabel="recall", xscale="log")
     axis.legend(fontsize=8)
     return axis

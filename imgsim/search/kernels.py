@@ -126,7 +126,7 @@ def compare(query, vectors, candidates, best_rows, best_cosines):
         candidates.sort()
     for j in range(count):
         row, cosine = candidates[j], np.float32(0)
-        for x in range(len(query)):
+        for x in range(vectors.shape[1]):
             cosine += vectors[row, x] * query[x]
         if many:
             cosines[j] = cosine

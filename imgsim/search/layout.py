@@ -27,6 +27,11 @@ def has_starts(hash_size: int, count: int) -> bool:
     return 1 << hash_size <= count
 
 
+def default_hash_size(count: int) -> int:
+    """Return the bits of a code for so many candidates: measured so that the default settings keep their recall."""
+    return max(2, round(2.5 + np.log2(max(count, 1)) / 2))
+
+
 def bucket_starts(codes: np.ndarray, hash_size: int) -> np.ndarray:
     """Return where each bucket starts among the codes (n,) of a table, in any order: (2^k + 1,) int32."""
     return np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=1 << hash_size))]).astype(np.int32)

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from imgsim.hashing import check_integer, check_settings
+from imgsim.search.principal import check_planes
 from imgsim.sources.names import split_checkpoint
 
 DEFAULTS = {
@@ -15,6 +16,7 @@ DEFAULTS = {
     "checkpoint": "builtin",
     "hash_size": 8,
     "num_tables": 10,
+    "planes": "principal",
     "probes": 8,
     "seed": 0,
     "top_k": 5,
@@ -27,8 +29,9 @@ HELP = {  # for the command line
     "'untrained:' for the same network with random weights, or an ONNX file",
     "hash_size": "bits per code, 1 to 64: more bits, smaller buckets",
     "num_tables": "hash tables: more tables, more neighbours found",
+    "planes": "'principal', within the directions in which the images differ most, or 'random', as in the article",
     "probes": "extra buckets looked up per table: more probes, more neighbours found",
-    "seed": "seed of the random planes, and of the held-out tenth if a dataset has only one split",
+    "seed": "seed of the planes, and of the held-out tenth if a dataset has only one split",
     "top_k": "matches to show per query",
     "batch_size": "images embedded at a time",
     "dtype": "precision of the model's numbers: float32, bfloat16 or, on a GPU, float16",
@@ -54,6 +57,7 @@ def complete_settings(settings: dict) -> dict:
             raise ValueError(f"{name} is empty.")
     settings = DEFAULTS | settings
     check_settings(settings["hash_size"], settings["num_tables"])
+    check_planes(settings["planes"])
     for name, minimum in MINIMUM.items():
         check_integer(settings[name], name, minimum)
     return settings
@@ -92,6 +96,6 @@ def run_name(settings: dict) -> str:
     """Name a folder by the settings: beans-mobilenet-v1-025-k8-L10-p8-seed0."""
     prefix, checkpoint = split_checkpoint(settings["checkpoint"])
     numbers = "".join(f"-{letter}{settings[name]}" for letter, name in ABBREVIATIONS.items())
-    precision = f"-{settings['dtype']}" if settings["dtype"] != DEFAULTS["dtype"] else ""
-    name = f"{Path(settings['dataset']).name}-{prefix}{Path(checkpoint).name}{numbers}{precision}"
+    others = "".join(f"-{settings[name]}" for name in ("planes", "dtype") if settings[name] != DEFAULTS[name])
+    name = f"{Path(settings['dataset']).name}-{prefix}{Path(checkpoint).name}{numbers}{others}"
     return re.sub(r"[^\w.-]+", "-", name)

@@ -14,29 +14,38 @@ import pyarrow as pa
 
 from imgsim.extras.scale.cluster import cluster, require_ray, run_job
 from imgsim.extras.scale.shards import Shards, as_array, as_bytes, as_lists, id_range, short_digest, with_metadata
-from imgsim.hashing import Projection, check_integer, check_settings, code_dtype, normalise, unpack_codes
+from imgsim.hashing import Projection, check_integer, check_settings, code_dtype, normalise
+from imgsim.search.coder import SKETCH_BITS, Coder, draw_rotation
+from imgsim.search.principal import check_planes, fit_projection
 
 MEAN_ROWS, MEAN_SHARDS = 1 << 16, 32  # embeddings, and shards they come from, whose mean stands for the mean of all
 BUCKET_SIZE = 16  # candidates per bucket, if hash_size is not given
 PART_ROWS = 1 << 22  # rows of a table per file
 TASK_ROWS, MAX_PARTITIONS = 1 << 21, 200  # rows of tables that a task sorts, as long as there are not too many tasks
-SIGNATURE_GROUP, TABLE_GROUP = 1 << 13, 1 << 12  # rows per row group
+SKETCH_GROUP, TABLE_GROUP = 1 << 13, 1 << 12  # rows per row group
 
 
 def build_index(
-    folder, hash_size: int | None = None, num_tables: int = 10, seed: int = 0, *, projection: Projection | None = None
+    folder,
+    hash_size: int | None = None,
+    num_tables: int = 10,
+    seed: int = 0,
+    *,
+    planes: str = "principal",
+    coder: Coder | None = None,
 ) -> dict:
     """Hash the embeddings in `folder`/embeddings, and store tables of them in `folder`/index; return the manifest.
 
-    The projection is fixed first. Then come the signatures, in the order of the ids, and the tables, divided by the
-    first bits of the hash and sorted by hash and id. A job that was interrupted continues where it stopped.
+    The projection is fixed first. Then come codes and sketches, in the order of the ids, and the tables, divided by
+    the first bits of the hash and sorted by hash and id. A job that was interrupted continues where it stopped.
 
     Args:
         folder: a path, or an address that fsspec knows.
         hash_size: bits per code; by default enough to leave about 16 candidates per bucket.
         num_tables: independent tables.
-        seed: of the planes.
-        projection: to use instead of planes from the seed and the mean of a sample.
+        seed: of planes and sketches.
+        planes: "principal" or "random", see BuildLSHTable.
+        coder: that of an index, to use instead of one from the seed and a sample of the embeddings.
 
     Raises:
         ValueError: a setting is impossible, there are no embeddings, or a shard of them is damaged.
@@ -45,25 +54,24 @@ def build_index(
     embeddings, target, start = Shards.at(folder, "embeddings"), Shards.at(folder, "index"), time.perf_counter()
     source, given = embeddings.manifest(), []
     count = source["count"]
-    if projection is not None:
-        num_tables, _, hash_size = projection.planes.shape
-        given = [blake2b(array.tobytes(), digest_size=8).hexdigest() for array in (projection.planes, projection.mean)]
+    if coder is not None:
+        num_tables, _, hash_size = coder.projection.planes.shape
+        given = [blake2b(coder_rows(coder).tobytes(), digest_size=8).hexdigest()]
     elif hash_size is None:
         hash_size = max(1, round(math.log2(count / BUCKET_SIZE)))
     check_settings(hash_size, num_tables)
+    check_planes(planes)
     check_integer(seed, "seed", 0)
-    job_id = short_digest(embeddings_version(source), hash_size, num_tables, seed, given)
+    job_id = short_digest(embeddings_version(source), hash_size, num_tables, planes, seed, given)
     prefix_bits = min(hash_size, max(2, math.ceil(math.log2(count / PART_ROWS))))  # tell the parts of a table apart
-    shards = {f"signatures/part-{number:05}": file for number, file in enumerate(source["files"])}
+    shards = {f"sketches/part-{number:05}": file for number, file in enumerate(source["files"])}
     parts = {part_name(part, prefix_bits): part for part in range(num_tables << prefix_bits)}
 
     finished = target.finished(job_id)
     if "projection" not in finished:
-        projection = projection or draw_projection(embeddings, source, hash_size, num_tables, seed)
-        rows = np.vstack([projection.mean, *projection.planes.transpose(0, 2, 1)])
-        table = pa.table({"vector": as_lists(rows)})
-        finished["projection"] = target.write_table("projection", job_id, table, len(rows))
-    projection = read_projection(target, finished["projection"], hash_size, num_tables)
+        rows = coder_rows(coder or draw_coder(embeddings, source, hash_size, num_tables, seed, planes))
+        finished["projection"] = target.write_table("projection", job_id, pa.table({"vector": as_lists(rows)}), len(rows))
+    coder = read_coder(target, finished["projection"], hash_size, num_tables)
     unhashed = [{"name": name, "file": file["name"]} for name, file in shards.items() if name not in finished]
     missing = [part for name, part in parts.items() if name not in finished]
     one_each = {"batch_size": 1, "batch_format": "pyarrow"}
@@ -71,8 +79,8 @@ def build_index(
         with cluster() as data:
             if unhashed:
                 items = data.from_items(unhashed, override_num_blocks=len(unhashed))
-                settings = embeddings, target, job_id, projection
-                hashed = items.map_batches(save_signatures, **one_each, fn_args=settings)
+                settings = embeddings, target, job_id, coder
+                hashed = items.map_batches(save_sketches, **one_each, fn_args=settings)
                 list(run_job(hashed, sum(shards[item["name"]]["rows"] for item in unhashed), "hashing", "image"))
             if missing:
                 finished, total = target.finished(job_id), count * len(missing) >> prefix_bits
@@ -88,8 +96,8 @@ def build_index(
                 for name in parts.keys() - target.finished(job_id):
                     write_part(target, job_id, parts[name], prefix_bits, empty)
     manifest = {"embeddings": embeddings_version(source), "encoder": source["encoder"], "dim": source["dim"]}
-    manifest |= {"count": count, "hash_size": hash_size, "num_tables": num_tables, "seed": seed, "top": prefix_bits}
-    manifest |= {"build_seconds": time.perf_counter() - start}
+    manifest |= {"count": count, "hash_size": hash_size, "num_tables": num_tables, "planes": planes, "seed": seed}
+    manifest |= {"top": prefix_bits, "build_seconds": time.perf_counter() - start}
     target.publish(manifest | {"files": target.describe(job_id, ["projection", *shards, *parts])})
     return target.manifest()
 
@@ -99,43 +107,56 @@ def embeddings_version(manifest: dict) -> str:
     return short_digest([file["name"] for file in manifest["files"]])
 
 
-def draw_projection(embeddings: Shards, source: dict, hash_size: int, num_tables: int, seed: int) -> Projection:
-    """Sample planes from the seed, and take the mean of embeddings from evenly over all shards."""
+def draw_coder(
+    embeddings: Shards, source: dict, hash_size: int, num_tables: int, seed: int, planes: str
+) -> Coder:
+    """Sample a coder: planes and mean from embeddings taken evenly over all shards, and a rotation."""
     files = source["files"]
     if source["count"] > MEAN_ROWS:
         files = files[:: -(-len(files) // MEAN_SHARDS)]
     step = -(-sum(file["rows"] for file in files) // MEAN_ROWS)
     columns = (embeddings.read(file["name"])["embedding"] for file in files)
     vectors = np.concatenate([normalise(as_array(column, np.float16)[::step]) for column in columns])
-    return Projection.fit(vectors, hash_size, num_tables, seed)
+    projection = fit_projection(vectors, hash_size, num_tables, seed, planes)
+    return Coder(projection, draw_rotation(vectors.shape[1], seed))
 
 
-def read_projection(target: Shards, file: str, hash_size: int, num_tables: int) -> Projection:
-    """Read a projection from its file: the mean, then the normals of all planes, table by table."""
+def coder_rows(coder: Coder) -> np.ndarray:
+    """Return all vectors of a coder: the mean, the normals table by table, the rotation, and the directions if any."""
+    projection = coder.projection
+    rows = [projection.mean[None], *projection.planes.transpose(0, 2, 1), coder.rotation.T]
+    return np.vstack(rows if projection.directions is None else [*rows, projection.directions.T])
+
+
+def read_coder(target: Shards, file: str, hash_size: int, num_tables: int) -> Coder:
+    """Read a coder from its file, see `coder_rows`."""
     rows = as_array(target.read(file)["vector"], np.float32)
-    planes = rows[1:].reshape(num_tables, hash_size, -1).transpose(0, 2, 1)
-    return Projection(np.ascontiguousarray(planes), rows[0].copy())
+    ends = np.cumsum([1, num_tables * hash_size, -(-rows.shape[1] // SKETCH_BITS) * SKETCH_BITS])
+    mean, normals, rotation, directions = (np.ascontiguousarray(part) for part in np.split(rows, ends))
+    planes = np.ascontiguousarray(normals.reshape(num_tables, hash_size, -1).transpose(0, 2, 1))
+    within = np.ascontiguousarray(directions.T) if len(directions) else None
+    return Coder(Projection(planes, mean[0], within), np.ascontiguousarray(rotation.T))
 
 
-def save_signatures(batch: pa.Table, embeddings: Shards, target: Shards, job_id: str, projection: Projection):
-    """Hash the shard of embeddings that a batch names, and write its ids and signatures."""
+def save_sketches(batch: pa.Table, embeddings: Shards, target: Shards, job_id: str, coder: Coder):
+    """Hash the shard of embeddings that a batch names, and write its ids, codes and sketches."""
     (item,) = batch.to_pylist()
     table = embeddings.read(item["file"])
-    signatures = projection.signatures(normalise(as_array(table["embedding"], np.float16)))
-    hashed = pa.table({"id": table["id"], "signature": as_bytes(signatures.astype("<u8"))})
-    target.write_table(item["name"], job_id, with_metadata(hashed, **id_range(hashed)), SIGNATURE_GROUP)
+    codes, sketches = coder.encode(normalise(as_array(table["embedding"], np.float16)))
+    hashed = pa.table({"id": table["id"], "codes": as_bytes(codes), "sketch": as_bytes(sketches)})
+    target.write_table(item["name"], job_id, with_metadata(hashed, **id_range(hashed)), SKETCH_GROUP)
     return pa.table({"count": [len(hashed)]})
 
 
 def rows_by_part(
     batch: pa.Table, target: Shards, missing: list[int], hash_size: int, num_tables: int, prefix_bits: int
 ):
-    """Return the rows (part, hash, id) that a shard of signatures has in the missing parts of the tables.
+    """Return the rows (part, hash, id) that a shard of codes has in the missing parts of the tables.
 
     A part holds the hashes of a table that begin with the same bits; its number is table * 2^prefix_bits + these bits.
     """
     table = target.read(batch["file"][0].as_py())
-    codes = unpack_codes(as_array(table["signature"], "<u8"), hash_size, num_tables).T
+    codes = as_array(table["codes"], code_dtype(hash_size)).T
     prefixes = (codes >> codes.dtype.type(hash_size - prefix_bits)).astype(np.int64)
     parts = (np.arange(num_tables)[:, None] << prefix_bits) + prefixes
     wanted = np.isin(parts, missing)

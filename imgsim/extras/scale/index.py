@@ -10,21 +10,22 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from imgsim.extras.scale.build import embeddings_version, read_projection
+from imgsim.extras.scale.buckets import nearest_codes
+from imgsim.extras.scale.build import embeddings_version, read_coder
 from imgsim.extras.scale.shards import Shards, SortedFile, as_array
-from imgsim.hashing import check_integer, normalise
+from imgsim.hashing import check_integer, code_dtype, normalise
 from imgsim.index import SETTINGS, SearchResult
-from imgsim.search.kernels import nearest_codes
-from imgsim.search.snapshot import THREADS, Snapshot
+from imgsim.search.layout import has_starts
+from imgsim.search.snapshot import Snapshot
 from imgsim.search.storage import Blocks, array_specs, write_arrays
-from imgsim.tables import has_starts
+from imgsim.search.threads import THREADS
 
 
 class ShardedIndex:
     """The index that `build_index` left in a folder, of which a search reads only what its queries need.
 
     A search gives the same ids and cosines as that of BuildLSHTable. It reads the row groups with the buckets looked
-    up, with the signatures of the candidates in them, and with the embeddings of the `rerank` best of these.
+    up, with the sketches of the candidates in them, and with the embeddings of the `rerank` best of these.
 
     Args:
         folder: a path, or an address that fsspec knows.
@@ -41,12 +42,14 @@ class ShardedIndex:
             raise ValueError(
                 f"The embeddings in {str(folder)!r} have changed since the index was built: build it again."
             )
+        if "planes" not in self.manifest:
+            raise ValueError(f"The index in {str(folder)!r} comes from an older version: build it again.")
         self.hash_size, self.num_tables, self.dim = (self.manifest[key] for key in ("hash_size", "num_tables", "dim"))
         self.probes, self.rerank, self.prefix_bits = probes, rerank, self.manifest["top"]
         files = self.manifest["files"]
-        self.projection = read_projection(self.tables, files[0]["name"], self.hash_size, self.num_tables)
+        self.coder = read_coder(self.tables, files[0]["name"], self.hash_size, self.num_tables)
         self._part_files = {file["place"]: file["name"] for file in files if "place" in file}
-        self._signature_files, self._embedding_files = [file for file in files if "first" in file], source["files"]
+        self._sketch_files, self._embedding_files = [file for file in files if "first" in file], source["files"]
         self._opened: dict[str, SortedFile] = {}
 
     def __len__(self) -> int:
@@ -60,19 +63,34 @@ class ShardedIndex:
         queries, top_k = normalise(queries), check_integer(top_k, "top_k", 1)
         probes = check_integer(self.probes, "probes", 0)
         rerank = len(self) if self.rerank is None else check_integer(self.rerank, "rerank", 0)
-        ids = self._ids_in(nearest_codes(self.projection.margins(queries), min(1 + probes, 1 << self.hash_size)))
-        signatures = as_array(self._column(self.tables, self._signature_files, ids, "signature"), np.uint64)
-        # First an index of vectors without dimensions, which ranks and compares nothing; then one of the best.
-        ranking = self._snapshot(np.empty((len(ids), 0), np.float32), ids, signatures)
-        rows, _, seen, _ = ranking.search(queries, max(1, min(rerank, len(ids))), probes, rerank)
-        best = np.unique(rows[rows >= 0])
+        compare_all = self.rerank is not None and len(self) <= rerank
+        if compare_all:
+            ids = self._all_ids()
+        else:
+            ids = self._ids_in(nearest_codes(queries, self.coder, min(1 + probes, 1 << self.hash_size)))
+        codes, sketches = self._sketches(ids)
+        best, seen = np.arange(len(ids)), None
+        if not compare_all:
+            # First an index of vectors without dimensions, which ranks and compares nothing; then one of the best.
+            ranking = self._snapshot(np.empty((len(ids), 0), np.float32), ids, codes, sketches)
+            rows, _, seen, _ = ranking.search(queries, max(1, min(rerank, len(ids))), probes, rerank, False)
+            best = np.unique(rows[rows >= 0])
         vectors = as_array(self._column(self.embeddings, self._embedding_files, ids[best], "embedding"), np.float16)
-        comparing = self._snapshot(normalise(vectors), ids[best], signatures[best])
-        rows, cosines, _, compared = comparing.search(queries, top_k, probes, rerank)
-        return SearchResult(np.where(rows >= 0, ids[best][rows], -1) if len(best) else rows, cosines, seen, compared)
+        comparing = self._snapshot(normalise(vectors), ids[best], codes[best], sketches[best])
+        rows, cosines, held, compared = comparing.search(queries, top_k, probes, rerank, compare_all)
+        found = np.where(rows >= 0, ids[best][rows], -1) if rows.size else rows
+        return SearchResult(found, cosines, held if seen is None else seen, compared)
 
-    def _snapshot(self, vectors: np.ndarray, ids: np.ndarray, signatures: np.ndarray) -> Snapshot:
-        return Snapshot.build(self.projection, vectors, ids, np.full(len(ids), -1), signatures)
+    def _snapshot(self, vectors: np.ndarray, ids: np.ndarray, codes: np.ndarray, sketches: np.ndarray) -> Snapshot:
+        return Snapshot.build(self.coder, vectors, ids, np.full(len(ids), -1), codes, sketches)
+
+    def _all_ids(self) -> np.ndarray:
+        return np.concatenate([self.tables.read(file["name"])["id"].to_numpy() for file in self._sketch_files])
+
+    def _sketches(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read the codes (c, L) and sketches (c, words + 1) of candidates with ids (c,), in order."""
+        columns = (self._column(self.tables, self._sketch_files, ids, name) for name in ("codes", "sketch"))
+        return tuple(map(as_array, columns, (code_dtype(self.hash_size), np.uint64)))
 
     def _ids_in(self, codes: np.ndarray) -> np.ndarray:
         """Return the ids (c,), in order, in the buckets with these codes (m, L, b)."""
@@ -128,24 +146,29 @@ class ShardedIndex:
                 yield shards.read(file)[column]
 
         parts = [self._part_files[part] for part in range(self.num_tables << self.prefix_bits)]
-        signatures = [file["name"] for file in self._signature_files]
+        sketches = [file["name"] for file in self._sketch_files]
         embeddings = [file["name"] for file in self._embedding_files]
-        ids = np.concatenate([column.to_numpy() for column in read(self.tables, signatures, "id")])
+        ids = np.concatenate([column.to_numpy() for column in read(self.tables, sketches, "id")])
         hashes = (column.to_numpy() for column in read(self.tables, parts, "hash"))
         vectors = read(self.embeddings, embeddings, "embedding")
         starts = has_starts(self.hash_size, len(self))
+        projection, directions = self.coder.projection, self.coder.projection.directions
+        directions = np.empty((self.dim, 0), np.float32) if directions is None else directions
         blocks = {
-            "planes": [self.projection.planes],
-            "mean": [self.projection.mean],
+            "planes": [projection.planes],
+            "mean": [projection.mean],
+            "directions": [directions],
+            "rotation": [self.coder.rotation],
             "ids": [ids],
             "labels": [np.full(len(self), -1)],
-            "signatures": (as_array(column, np.uint64) for column in read(self.tables, signatures, "signature")),
+            "sketches": (as_array(column, np.uint64) for column in read(self.tables, sketches, "sketch")),
             "vectors": (normalise(as_array(column, np.float16)) for column in vectors),
             "codes": [] if starts else hashes,
             "rows": (np.searchsorted(ids, column.to_numpy()) for column in read(self.tables, parts, "id")),
             "starts": self._starts(hashes) if starts else [],
         }
-        specs = array_specs(len(self), self.dim, self.hash_size, self.num_tables)
+        sizes = directions.shape[1], self.coder.rotation.shape[1]
+        specs = array_specs(len(self), self.dim, self.hash_size, self.num_tables, *sizes)
         arrays = {name: Blocks(shape, dtype, blocks[name]) for name, (dtype, shape) in specs.items()}
         manifest = self.manifest | {"batch_size": 48, "probes": self.probes, "rerank": self.rerank}
         manifest = {name: manifest[name] for name in (*SETTINGS, "count", "build_seconds", "encoder")}

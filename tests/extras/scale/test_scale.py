@@ -119,7 +119,7 @@ def test_a_build_that_is_killed_is_not_seen_and_goes_on(tmp_path, assert_same):
     command = [sys.executable, "-m", "imgsim", "scale", "build", str(work), "--hash-size", "9", "--seed", "3"]
     before = files_of(work / "index")
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        new = wait_for(lambda: dict(files_of(work / "index" / "signatures").items() - before.items()))
+        new = wait_for(lambda: dict(files_of(work / "index" / "sketches").items() - before.items()))
         ORPHANS.extend(psutil.Process(process.pid).children(recursive=True))
         process.send_signal(signal.SIGKILL)
     assert len(new) < 50
@@ -161,7 +161,7 @@ def test_an_export_is_the_index_of_one_process(built, tmp_path, assert_same):
         now, memory = (one.snapshot for one in (loaded, index))
         for name in ("ids", "labels", "vectors"):
             np.testing.assert_array_equal(getattr(now, name), getattr(memory, name))
-        again = Snapshot.build(memory.projection, now.vectors, now.ids, now.labels, now.signatures)
+        again = Snapshot.build(memory.coder, now.vectors, now.ids, now.labels)
         for name, array in arrays_of(again).items():  # sorted and laid out as in one process
             np.testing.assert_array_equal(arrays_of(now)[name], array, name)
     with pytest.raises(ValueError, match="other files"):
@@ -213,7 +213,7 @@ def test_real_embeddings_have_the_same_tables_and_answers(tmp_path, real, assert
     index = BuildLSHTable(**TABLES, seed=1).build_from_embeddings(points)
     assert_same(tmp_path, index, asked)
     other = BuildLSHTable(**TABLES, seed=2).build_from_embeddings(points[:200])
-    build_index(tmp_path, projection=other.projection)
+    build_index(tmp_path, coder=other.snapshot.coder)
     with pytest.warns(UserWarning, match="mean has moved"):
         other.add(points[200:])
     assert_same(tmp_path, other, asked)
