@@ -19,7 +19,7 @@ def pytest_configure(config):
 
 LONGEST = (  # files first that take long, so that no worker is left alone with one of them in the end
     *("test_scale", "01_embeddings", "test_wheel", "test_runs", "test_sweep", "09_scale_out", "06_sweep_report"),
-    *("07_near_duplicates", "test_notebooks", "test_hostile", "test_modalities", "test_demo", "test_onnx"),
+    *("07_near_duplicates", "test_notebooks", "test_modalities", "test_demo", "test_onnx"),
 )
 
 
