@@ -94,7 +94,7 @@ def test_bootstrap_installs_in_colab_and_does_nothing_elsewhere(tmp_path):
     (stub / "google" / "colab" / "__init__.py").touch()
     empty.mkdir()
     # As in Colab, torch and the rest are there and imgsim is not.
-    venv.create(colab, with_pip=True)
+    venv.create(colab)  # without a pip of its own: it finds the one beside the rest
     site = next(colab.glob("lib/python*/site-packages"))
     (site / "rest.pth").write_text(sysconfig.get_path("purelib"))
     clone = ROOT.as_uri().replace("file:///", "file://localhost/")  # pip takes no address without a host
