@@ -142,6 +142,8 @@ def test_tables_and_answers_are_those_of_one_process(built, change, assert_same)
     index = BuildLSHTable(**settings, **change).build_from_embeddings(points, ids=ids)
     assert_same(folder, index, cone(100, seed=1).astype(np.float32))
     assert_same(folder, index, points[5].astype(np.float32))
+    found, expected = (one.search(np.empty((0, 24))) for one in (ShardedIndex(folder, **change), index))
+    assert found.ids.shape == expected.ids.shape == (0, 10) and found.cosines.shape == (0, 10)
 
 
 @pytest.fixture(scope="module")
