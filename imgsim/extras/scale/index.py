@@ -101,6 +101,7 @@ class ShardedIndex:
             for prefix in np.unique(prefixes):
                 file = self._part_files[(table << self.prefix_bits) + int(prefix)]
                 wanted.append((file, values[prefixes == prefix]))
+        wanted = wanted or [(self._part_files[0], np.empty(0, codes.dtype))]  # no queries: a table all the same
         return np.unique(self._select(self.tables, wanted, "hash", "id")["id"].to_numpy())
 
     def _column(self, shards: Shards, files: list[dict], ids: np.ndarray, column: str) -> pa.ChunkedArray:

@@ -70,12 +70,12 @@ def test_run_json_holds_all_that_decides_a_result(toy_run):
 
 
 @pytest.fixture
-def short_runs(monkeypatch):
+def quick_runs(monkeypatch, in_this_process):
     """Runs of notebooks 3 and 4 only, which make all that a repetition compares."""
     monkeypatch.setattr("imgsim.extras.runs.run.NOTEBOOKS", NOTEBOOKS[2:])
 
 
-def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, capsys, short_runs):
+def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, capsys, quick_runs):
     assert main(["repeat", str(toy_run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0] for line in lines if line.endswith(" identical")}
@@ -84,7 +84,7 @@ def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, caps
 
 
 def test_repeat_says_what_differs_when_an_image_and_a_weight_have_changed(
-    toy_run, tmp_path, checkpoint, draw, capsys, short_runs
+    toy_run, tmp_path, checkpoint, draw, capsys, quick_runs
 ):
     content, run = json.loads((toy_run / "run.json").read_text()), tmp_path / "run"
     run.mkdir()

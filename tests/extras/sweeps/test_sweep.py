@@ -101,7 +101,7 @@ def test_report_links_every_points_own_page_and_needs_no_network(toy_sweep):
     assert "Take " in page and page.count("data:image/png;base64,") >= 5 and 'src="http' not in page
 
 
-def test_killed_half_way_it_goes_on_where_it_stopped(toy_sweep, sweep_file):
+def test_killed_half_way_it_goes_on_where_it_stopped(toy_sweep, sweep_file, in_this_process):
     content, folder = yaml.safe_load(sweep_file.read_text()), sweep_file.parent / "killed"
     content["points"] = {name: content["points"][name] for name in ("one", "bits", "broken")}
     (sweep_file.parent / "killed.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
