@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 import imgsim
+from imgsim.extras.find.commands import find, index
 from imgsim.extras.runs.settings import DEFAULTS, HELP, read_params
 from imgsim.extras.scale.options import add_steps
 from imgsim.sources.names import add_options
@@ -248,13 +249,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"imgsim {imgsim.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add_command in (run, sweep, query, repeat, assess, export, duplicates, demo, scale):
+    for add_command in (find, index, run, sweep, query, repeat, assess, export, duplicates, demo, scale):
         text = inspect.getdoc(add_command) or ""
         first = text.partition("\n")[0].rstrip(".")
         command = commands.add_parser(add_command.__name__, help=first[0].lower() + first[1:], description=text)
         command.set_defaults(work=add_command(command), debug=False)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (any(word.startswith("-") for word in rest) or "paths" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse ends a list of paths where an option comes between them
+        options.paths += rest
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
