@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Callable
 
 import imgsim
-from imgsim.extras.find.commands import find, index
+from imgsim.extras.find.commands import CHECKPOINT, find, index, is_image_folder, open_folder
 from imgsim.extras.runs.settings import DEFAULTS, HELP, read_params
 from imgsim.extras.scale.options import add_steps
 from imgsim.sources.names import add_options
@@ -168,41 +169,49 @@ def export(command: Parser) -> Work:
 def duplicates(command: Parser) -> Work:
     """Find near-duplicates in a folder and show them side by side; nothing is deleted.
 
-    Leaves report.html, the groups side by side, and duplicates.csv with the columns group, path, keep (yes or no) and
-    cosine, compared with the one to keep. The threshold is calibrated on the folder itself, with altered copies of a
-    sample.
+    Leaves report.html, the groups side by side, duplicates.csv and duplicates.json: group, path, which one to keep,
+    and the others' cosine with it and whether they are identical to it, byte by byte. The threshold is calibrated on
+    the folder itself, with altered copies of a sample. A folder of images uses the same kept index as find.
 
     examples:
       imgsim duplicates photos --checkpoint facebook/dinov2-small
       imgsim duplicates photos --checkpoint facebook/dinov2-small --threshold 0.95
     """
     command.add_argument("folder", metavar="FOLDER", help="a folder of images, or another dataset")
-    command.add_argument("--checkpoint", default="builtin", help=f"{HELP['checkpoint']} (default: builtin)")
+    command.add_argument("--checkpoint", help=CHECKPOINT)
     command.add_argument("--threshold", type=float, help="lowest cosine of a pair (default: calibrated)")
     command.add_argument("--output", metavar="DIR", help="write to this folder (default: outputs/duplicates-FOLDER)")
 
     def work(options):
-        from imgsim.extras.duplicates.report import report_duplicates
+        from imgsim.extras.duplicates.report import embed_dataset, report_duplicates
 
-        folder = report_duplicates(options.folder, options.checkpoint, options.threshold, options.output)
+        source, checkpoint = options.folder, options.checkpoint
+        load = lambda: embed_dataset(source, checkpoint or "builtin")  # noqa: E731
+        if is_image_folder(source):
+            source = os.path.realpath(source)
+            load = lambda: open_folder(source, checkpoint).load_all()  # noqa: E731
+        folder = report_duplicates(source, load, options.threshold, options.output)
         print(f"Report: {folder / 'report.html'}\nTable:  {folder / 'duplicates.csv'}\nNothing was deleted.")
 
     return work
 
 
 def demo(command: Parser) -> Work:
-    """Open a page on this machine to try a run's index on.
+    """Open a page on this machine to search a folder's images, or a run's.
 
-    example:
+    examples:
+      imgsim demo photos --checkpoint facebook/dinov2-small
       imgsim demo outputs/builtin-builtin-k8-L10-p8-seed0
     """
-    command.add_argument("run", metavar="RUN", help="the folder of a run")
+    command.add_argument("folder", metavar="FOLDER", help="a folder of images, or of a run")
+    command.add_argument("--checkpoint", help=f"for a folder of images: {CHECKPOINT}")
     command.add_argument("--port", type=int, default=7860, help="the page's port on this machine (default: 7860)")
 
     def work(options):
         from imgsim.extras.demo import serve
 
-        serve(options.run, options.port)
+        folder = options.folder
+        serve(open_folder(folder, options.checkpoint) if is_image_folder(folder) else folder, options.port)
 
     return work
 

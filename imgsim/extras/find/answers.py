@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
-from imgsim.extras.find.folder_index import Match
+from imgsim.extras.find.folder_index import Match, printable
 from imgsim.extras.runs.gallery import Picture, write_gallery
 
 
@@ -25,11 +25,6 @@ def plain_path(path: str | os.PathLike) -> str:
     """Return a path that no program takes for an option, nor a spreadsheet for a formula."""
     path = os.fspath(path)
     return f"./{path}" if path[:1] in tuple("=+-@\t\r") else path
-
-
-def printable(text: str) -> str:
-    """Return a text as it is, or with escapes if a terminal could not show it on one line."""
-    return text if text.isprintable() else ascii(text)
 
 
 def as_text(answers: Sequence[Answer]) -> str:
@@ -70,7 +65,7 @@ def write_page(answers: Sequence[Answer], title: str, target: Path) -> None:
     """Write answers as a page of thumbnails that link to the files."""
     groups = []
     for query, matches in answers:
-        asked = [Picture(query, query, ["the query"], marked=True)] if os.path.isfile(query) else []
-        found = [Picture(path, path, [f"cosine {cosine:.3f}"]) for path, cosine in matches]
+        asked = [Picture(query, query, ["the query"], query, marked=True)] if os.path.isfile(query) else []
+        found = [Picture(path, path, [f"cosine {cosine:.3f}"], path) for path, cosine in matches]
         groups.append(("" if asked else query, [*asked, *found]))
     write_gallery(target, title, (), groups)

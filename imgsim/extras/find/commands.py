@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 CHECKPOINT = "a checkpoint as for run (default: the one last used for this folder, else builtin)"
 SHOWN = 3  # skipped files named by find
@@ -82,6 +83,13 @@ def only_the_answer(quiet: bool):
         yield
 
 
+def is_image_folder(source: str) -> bool:
+    """Tell whether a source is a folder of image files, not of a run, nor of a dataset's Parquet files."""
+    from imgsim.sources.parquet import has_parquet
+
+    return os.path.isdir(source) and not os.path.exists(f"{source}/run.json") and not has_parquet(Path(source))
+
+
 def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown: int | None = SHOWN):
     """Open the index of a folder, and say on stderr what it holds.
 
@@ -90,8 +98,8 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
         words: whether to search with words, too, which the built-in dual encoder can.
         shown: files named that cannot be read, of all that there are.
     """
-    from imgsim.extras.find.answers import plain_path, printable
-    from imgsim.extras.find.folder_index import FolderIndex
+    from imgsim.extras.find.answers import plain_path
+    from imgsim.extras.find.folder_index import FolderIndex, printable
     from imgsim.extras.runs.environment import PACKAGE
 
     builtin = str(PACKAGE / "assets" / "leaf-captions") if words else "builtin"
@@ -111,6 +119,7 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
 def find_answer(options: argparse.Namespace) -> str:
     """Search as the options say, and return what is to be printed."""
     from imgsim.extras.find import answers as form
+    from imgsim.extras.find import folder_index
     from imgsim.hashing import check_integer
 
     check_integer(options.top_k, "top_k", 1)
@@ -133,7 +142,7 @@ def find_answer(options: argparse.Namespace) -> str:
         import webbrowser
 
         page = kept.place / "answer.html"
-        form.write_page(answers, f"Found in {form.printable(folder)}", page)
+        form.write_page(answers, f"Found in {folder_index.printable(folder)}", page)
         print(f"Page: {page}", file=sys.stderr)
         webbrowser.open(page.as_uri())
     if options.only_paths:

@@ -14,10 +14,11 @@ from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from imgsim.extras.find.files import File, content_id, examine_files, skipped_files
@@ -27,7 +28,7 @@ from imgsim.extras.runs.settings import complete_settings
 from imgsim.index import BuildLSHTable
 from imgsim.sources.cache import atomic_write, cache_folder, write_json
 from imgsim.sources.decode import DECODER_VERSION
-from imgsim.sources.folder import file_signature
+from imgsim.sources.folder import ImageFile, as_dataset, file_signature
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint
 
@@ -169,6 +170,28 @@ class FolderIndex:
         embedded = iter(self.encoder.embed(unknown) if unknown else ())
         return np.stack([next(embedded) if row is None else self.index.vectors[row] for row in found])
 
+    @property
+    def title(self) -> str:
+        """Folder and checkpoint in a few words."""
+        return f"{self.folder.resolve().name} · {Path(self.checkpoint).name}"
+
+    def picture(self, number: int) -> tuple[bytes, str, str] | None:
+        """Return the bytes of the image with this id, a caption, and its path; None if no file holds it any more."""
+        for path in self.paths[number]:
+            with suppress(OSError):
+                content = Path(path).read_bytes()
+                if content_id(content) == number:
+                    return content, printable(Path(path).name), printable(os.path.abspath(path))
+        return None
+
+    def load_all(self) -> tuple[Dataset, list[str], Any, np.ndarray]:
+        """Return the images of all files, their paths, the encoder, and the vectors (n, d), for a report on them."""
+        rows = {number: row for row, number in enumerate(self.index.ids.tolist())}
+        files = [(path, rows[number]) for number, paths in self.paths.items() for path in paths]
+        files.sort()
+        images = as_dataset([ImageFile(Path(path).absolute(), ()) for path, _ in files], [])
+        return images, [path for path, _ in files], self.encoder, self.index.vectors[[row for _, row in files]]
+
     def search(self, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
         """Find the files most like each of the embeddings (m, d), best first."""
         found, answers = self.index.search(embeddings, top_k), []
@@ -177,6 +200,11 @@ class FolderIndex:
             matches = [Match(path, cosine) for number, cosine in pairs if number >= 0 for path in self.paths[number]]
             answers.append(matches[:top_k])
         return answers
+
+
+def printable(text: str) -> str:
+    """Return a text as it is, or with escapes if it could not be shown on one line."""
+    return text if text.isprintable() else ascii(text)
 
 
 def crop_image(image, crop: tuple[int, ...]):

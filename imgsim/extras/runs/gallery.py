@@ -21,20 +21,22 @@ class Picture:
 
     Attributes:
         source: the image, as `open_image` takes it.
-        name: the path or what else it is called; the page links a path to the file.
-        notes: lines below it, the first of which counts most.
+        name: what it is called.
+        notes: lines above the name.
+        path: of its file, to which the page links it.
         marked: whether it is framed.
     """
 
     source: Any
     name: str
     notes: Sequence[str] = ()
+    path: str = ""
     marked: bool = False
 
     @property
     def link(self) -> str | None:
         """The address of the file, or None if there is no such file."""
-        return Path(self.name).absolute().as_uri() if Path(self.name).is_file() else None
+        return Path(self.path).absolute().as_uri() if Path(self.path).is_file() else None
 
     @property
     def shown_name(self) -> str:
