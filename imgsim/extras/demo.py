@@ -68,7 +68,9 @@ class Answers:
                 image, caption, _ = picture
                 shown.append((display_copy(image), f"{caption} · cosine {cosine:.2f}"))
                 ids.append(number)
-        said = f"**{seen:,} of {count:,} candidates seen** ({seen / count:.0%}), {len(shown)} shown."
+        model = self.source.picture(query) if kind == "id" else None
+        like = f"Like {model[1]}: " if model else ""
+        said = f"{like}**{seen:,} of {count:,} candidates seen** ({seen / count:.0%}), {len(shown)} shown."
         if lost := len(matches) - len(shown):
             said += f" {lost} found and not shown: their files have changed. Start the page again."
         return shown, said, ids
@@ -88,16 +90,20 @@ def page(answers: Answers):
 
     def answer(asked, top_k, probes):
         try:
-            return answers.find(*asked, top_k, probes) if asked and asked[1] else ([], START, [])
+            shown, said, ids = [], START, []
+            if asked and asked[1] not in ("", None):
+                shown, said, ids = answers.find(*asked, top_k, probes)
         except ValueError as error:  # without the name of the temporary file
-            reason = re.sub(r"^.*cannot be read", "the file cannot be read", str(error))
-            return [], f"That did not work: {reason}", []
+            said = "That did not work: " + re.sub(r"^.*cannot be read", "the file cannot be read", str(error))
+        return gradio.Gallery(shown, selected_index=None), said, ids, hidden, hidden
 
     def choose(ids, event: gradio.SelectData):
         number = ids[event.index]
         picture = answers.source.picture(number)
-        return number, gradio.update(value=picture[2] if picture else "", visible=True), gradio.update(visible=True)
+        path = picture[2] if picture else ""
+        return number, gradio.update(value=path, visible=bool(path)), gradio.update(visible=True)
 
+    hidden = gradio.update(visible=False)
     with gradio.Blocks(title="imgsim", analytics_enabled=False, delete_cache=(60, KEPT)) as blocks:
         asked, ids, chosen = gradio.State(), gradio.State([]), gradio.State()
         gradio.Markdown(f"# Which images are like this one?\n{answers.title}, {len(answers.index):,} images")
@@ -118,7 +124,9 @@ def page(answers: Answers):
                     elem_classes="matches",
                     allow_preview=False,
                 )
-                path = gradio.Textbox(label="Its file", buttons=["copy"], interactive=False, visible=False)
+                path = gradio.Textbox(
+                    label="Its file", elem_id="path", buttons=["copy"], interactive=False, visible=False
+                )
                 more = gradio.Button("Find more like this one", visible=False)
         with gradio.Accordion("Settings", open=False):
             top_k = gradio.Slider(1, 24, 8, step=1, label="Matches shown (top_k)")
@@ -133,7 +141,7 @@ def page(answers: Answers):
         ):
             event(lambda value, kind=kind: (kind, value), given, asked, api_name=False)
         for event in (asked.change, top_k.change, probes.change):
-            event(answer, [asked, top_k, probes], [gallery, said, ids], api_name=False)
+            event(answer, [asked, top_k, probes], [gallery, said, ids, path, more], api_name=False)
         gallery.select(choose, ids, [chosen, path, more], api_name=False)
     return blocks
 
