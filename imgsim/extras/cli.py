@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import imgsim
 from imgsim.extras.find.commands import CHECKPOINT, find, index, is_image_folder, open_folder
@@ -264,6 +265,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         command = commands.add_parser(add_command.__name__, help=first[0].lower() + first[1:], description=text)
         command.set_defaults(work=add_command(command), debug=False)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    with suppress(ImportError):  # Tab in bash, zsh and fish, where argcomplete is installed
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     options, rest = parser.parse_known_args(arguments)
     if rest and (any(word.startswith("-") for word in rest) or "paths" not in options):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

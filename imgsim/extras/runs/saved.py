@@ -187,8 +187,6 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
     image = open_image(photo)
     check_integer(top_k, "top_k", 1)
     saved = SavedRun(folder)
-    from imgsim.figures import plot_images
-
     matches = saved.index.query(image, top_k, verbose=False)
     names = [saved.label_name(label) for label in matches.labels]
     width = max(map(len, ["label", *names])) + 2
@@ -196,7 +194,9 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
     files = saved.files and [saved.files[i] for i in matches.ids]
     for rank, i in enumerate(matches.ids):
         numbers = f"{matches.cosine[rank]:6.3f}  {matches.overlap[rank]:7.2f}"
-        print(f"{rank + 1:4}  {names[rank]:{width}}{numbers}  {files[rank] if files else i}")
+        print(f"{rank + 1:4}  {names[rank]:{width}}{numbers}  {files[rank] if files else i}", flush=True)
+    from imgsim.figures import plot_images  # matplotlib, once the answer is there
+
     pictures = files or saved.images.select(matches.ids)["image"]
     captions = [f"{name}\ncosine {cosine:.2f}" for name, cosine in zip(names, matches.cosine, strict=True)]
     target = Path(output or Path(folder) / "figures" / f"query-{Path(photo).stem}.png").expanduser()
