@@ -5,9 +5,13 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.installed
 READY_TO_TEST = $(VENV)/.installed-test
 TORCH = 2.13.0
-OPTIONS = $(if $(DATASET),--dataset "$(DATASET)") $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
-	$(if $(HASH_SIZE),--hash-size "$(HASH_SIZE)") $(if $(NUM_TABLES),--num-tables "$(NUM_TABLES)") \
-	$(if $(PARAMS),--params "$(PARAMS)") $(if $(OUTPUT),--output "$(OUTPUT)")
+# What is given goes to the shell in single quotes, as it was typed.
+quote = '$(subst ','\'',$(value $1))'
+option = $(if $(value $1),$2 $(call quote,$1))
+OPTIONS = $(call option,DATASET,--dataset) $(call option,CHECKPOINT,--checkpoint) \
+	$(call option,HASH_SIZE,--hash-size) $(call option,NUM_TABLES,--num-tables) \
+	$(call option,PARAMS,--params) $(call option,OUTPUT,--output)
+FILE ?= params/sweep.yaml
 CACHE = $${IMGSIM_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/imgsim}
 HEX = [0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]
 
@@ -17,7 +21,7 @@ run: $(READY) ## notebooks 01 to 04, on the built-in images or on DATASET= CHECK
 	$(BIN)/python -m imgsim run $(OPTIONS)
 
 sweep: $(READY) ## checkpoints and hash settings side by side: FILE=params/sweep.yaml, OUTPUT=
-	$(BIN)/python -m imgsim sweep $(or $(FILE),params/sweep.yaml) $(if $(OUTPUT),--output "$(OUTPUT)")
+	$(BIN)/python -m imgsim sweep $(call quote,FILE) $(call option,OUTPUT,--output)
 
 check: $(READY_TO_TEST) ## lint, types and the tests of the core, in under a minute
 	$(BIN)/ruff check .
@@ -31,8 +35,8 @@ test: $(READY_TO_TEST) ## everything that is promised, on two cores, without a n
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
 		--nbval --nbval-sanitize-with tests/notebooks/nbval.cfg tests notebooks/0[1-9]*.ipynb
 
-lab: $(READY) ## JupyterLab with this environment's kernel
-	$(BIN)/jupyter lab notebooks
+lab: $(READY) ## JupyterLab with this environment's kernel: ARGS="--no-browser --port 9999"
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks
 
 notebooks: $(READY) ## execute the notebooks in place, to store new outputs
 	$(BIN)/python scripts/refresh.py
@@ -44,7 +48,7 @@ pins: ## compile requirements.txt and requirements-test.txt from pyproject.toml
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
 	build/pins/bin/pip install -q torch==$(TORCH) -e ".[notebooks]"
 	build/pins/bin/pip freeze --exclude-editable | cut -d= -f1 > build/pins/run-names.txt
-	build/pins/bin/pip install -q -e ".[demo,duplicates,onnx,scale,test]"
+	build/pins/bin/pip install -q -e ".[completion,demo,duplicates,onnx,scale,test]"
 	build/pins/bin/pip check
 	build/pins/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > build/pins/all.txt
 	(echo "# Exact pins of what make run needs, compiled from pyproject.toml by make pins."; \
@@ -56,8 +60,10 @@ pins: ## compile requirements.txt and requirements-test.txt from pyproject.toml
 clean: ## remove the environment, and from the cache what imgsim has put there
 	rm -rf $(VENV) build
 	cd "$(CACHE)" 2>/dev/null && rm -rf leaves-$(HEX) leaves-$(HEX).lock builtin-shards \
-		embeddings/$(HEX)$(HEX)$(HEX)$(HEX).npz checked/$(HEX)$(HEX)$(HEX)$(HEX).json || true
-	rmdir "$(CACHE)/embeddings" "$(CACHE)/checked" "$(CACHE)" 2>/dev/null || true
+		embeddings/$(HEX)$(HEX)$(HEX)$(HEX).npz readable/$(HEX)$(HEX)$(HEX)$(HEX).json \
+		folders/$(HEX)$(HEX)/$(HEX)$(HEX) || true
+	rmdir "$(CACHE)"/folders/$(HEX)$(HEX) "$(CACHE)"/embeddings "$(CACHE)"/readable "$(CACHE)"/folders \
+		"$(CACHE)" 2>/dev/null || true
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'imgsim needs Python 3.11 or newer: make PYTHON=python3.12')"

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +43,16 @@ class Matches(Mapping):
     cosine: np.ndarray
     candidates: int
 
+    @cached_property  # dict(matches) asks for every key
     def _overlaps(self) -> dict[str, float]:
         names = (id_label(*entry) for entry in zip(self.ids, self.labels, strict=True))
         return dict(zip(names, self.overlap.tolist(), strict=True))
 
     def __getitem__(self, id_label: str) -> float:
-        return self._overlaps()[id_label]
+        return self._overlaps[id_label]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._overlaps())
+        return iter(self._overlaps)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, Image
 
-from imgsim import BuildLSHTable, Projection, compute_hash, load_encoder
+from imgsim import BuildLSHTable, Matches, Projection, compute_hash, load_encoder
 from imgsim.evaluation import exact_neighbours, recall_at_k
 from imgsim.hashing import normalise
 from imgsim.search.candidates import arrays_of
@@ -605,3 +605,10 @@ def test_real_embeddings_are_found_as_measured(real):
     recall = recall_at_k(result.ids, exact_neighbours(queries[:300], candidates, 10)[0])
     assert 0.3 < recall < 0.45  # the findings say .37, centred 8 x 10, and 4.7% of the candidates
     assert 0.035 < result.candidates_seen.mean() / len(candidates) < 0.06
+
+
+def test_matches_become_a_dictionary_in_one_pass(monkeypatch):
+    named = []
+    monkeypatch.setattr("imgsim.index.id_label", lambda *entry: named.append(entry) or str(entry))
+    rows = np.arange(50)
+    assert len(dict(Matches(rows, rows, rows / 50, rows / 50, 50))) == len(named) == 50

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import imgsim
+from imgsim.extras.find.commands import CHECKPOINT, find, index, is_image_folder, open_folder
 from imgsim.extras.runs.settings import DEFAULTS, HELP, read_params
 from imgsim.extras.scale.options import add_steps
 from imgsim.sources.names import add_options
@@ -167,41 +170,49 @@ def export(command: Parser) -> Work:
 def duplicates(command: Parser) -> Work:
     """Find near-duplicates in a folder and show them side by side; nothing is deleted.
 
-    Leaves report.html, the groups side by side, and duplicates.csv with the columns group, path, keep (yes or no) and
-    cosine, compared with the one to keep. The threshold is calibrated on the folder itself, with altered copies of a
-    sample.
+    Leaves report.html, the groups side by side, duplicates.csv and duplicates.json: group, path, which one to keep,
+    and the others' cosine with it and whether they are identical to it, byte by byte. The threshold is calibrated on
+    the folder itself, with altered copies of a sample. A folder of images uses the same kept index as find.
 
     examples:
       imgsim duplicates photos --checkpoint facebook/dinov2-small
       imgsim duplicates photos --checkpoint facebook/dinov2-small --threshold 0.95
     """
     command.add_argument("folder", metavar="FOLDER", help="a folder of images, or another dataset")
-    command.add_argument("--checkpoint", default="builtin", help=f"{HELP['checkpoint']} (default: builtin)")
+    command.add_argument("--checkpoint", help=CHECKPOINT)
     command.add_argument("--threshold", type=float, help="lowest cosine of a pair (default: calibrated)")
     command.add_argument("--output", metavar="DIR", help="write to this folder (default: outputs/duplicates-FOLDER)")
 
     def work(options):
-        from imgsim.extras.duplicates.report import report_duplicates
+        from imgsim.extras.duplicates.report import embed_dataset, report_duplicates
 
-        folder = report_duplicates(options.folder, options.checkpoint, options.threshold, options.output)
+        source, checkpoint = options.folder, options.checkpoint
+        load = lambda: embed_dataset(source, checkpoint or "builtin")  # noqa: E731
+        if is_image_folder(source):
+            source = os.path.realpath(source)
+            load = lambda: open_folder(source, checkpoint).load_all()  # noqa: E731
+        folder = report_duplicates(source, load, options.threshold, options.output)
         print(f"Report: {folder / 'report.html'}\nTable:  {folder / 'duplicates.csv'}\nNothing was deleted.")
 
     return work
 
 
 def demo(command: Parser) -> Work:
-    """Open a page on this machine to try a run's index on.
+    """Open a page on this machine to search a folder's images, or a run's.
 
-    example:
+    examples:
+      imgsim demo photos --checkpoint facebook/dinov2-small
       imgsim demo outputs/builtin-builtin-k8-L10-p8-seed0
     """
-    command.add_argument("run", metavar="RUN", help="the folder of a run")
+    command.add_argument("folder", metavar="FOLDER", help="a folder of images, or of a run")
+    command.add_argument("--checkpoint", help=f"for a folder of images: {CHECKPOINT}")
     command.add_argument("--port", type=int, default=7860, help="the page's port on this machine (default: 7860)")
 
     def work(options):
         from imgsim.extras.demo import serve
 
-        serve(options.run, options.port)
+        folder = options.folder
+        serve(open_folder(folder, options.checkpoint) if is_image_folder(folder) else folder, options.port)
 
     return work
 
@@ -248,13 +259,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"imgsim {imgsim.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add_command in (run, sweep, query, repeat, assess, export, duplicates, demo, scale):
+    for add_command in (find, index, run, sweep, query, repeat, assess, export, duplicates, demo, scale):
         text = inspect.getdoc(add_command) or ""
         first = text.partition("\n")[0].rstrip(".")
         command = commands.add_parser(add_command.__name__, help=first[0].lower() + first[1:], description=text)
         command.set_defaults(work=add_command(command), debug=False)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser.parse_args(arguments)
+    with suppress(ImportError):  # Tab in bash, zsh and fish, where argcomplete is installed
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (any(word.startswith("-") for word in rest) or "paths" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse ends a list of paths where an option comes between them
+        options.paths += rest
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

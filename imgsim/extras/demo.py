@@ -1,10 +1,7 @@
-"""A local web page to try a run's index on: give it an image, see what it finds."""
-
-from __future__ import annotations
+"""A local web page to search a folder's or a run's images on: give it an image, see what it finds."""
 
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 
@@ -13,11 +10,13 @@ from imgsim.sources.decode import open_image
 from imgsim.sources.errors import require
 
 MAX_UPLOAD = "30mb"
+KEPT = 600  # seconds after which what was uploaded or shown is deleted
+HOSTS = ("127.0.0.1", "localhost")
 START = "Give it an image: drop a file, paste one, or take an example."
 CSS = """
 .gradio-container { max-width: 70rem !important; margin: auto }
 .matches .caption-label { inset: auto 0 0 0 !important; max-width: none !important; border-radius: 0 !important;
-  padding: .2rem .5rem !important; white-space: normal !important; text-align: center }
+  padding: .2rem .5rem !important; white-space: normal !important; text-align: center; overflow-wrap: anywhere }
 .matches .thumbnail-item img { box-sizing: border-box; padding-bottom: 2.8rem }
 .matches .grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important }
 footer { display: none !important }
@@ -26,43 +25,55 @@ footer { display: none !important }
 
 
 class Answers:
-    """What a run's index answers: images or words in, pictures of the matches out, no page yet."""
+    """What an index answers: images, words or ids in, pictures of the matches out, no page yet.
 
-    def __init__(self, folder):
-        self.run = SavedRun(folder)
-        self.index, settings = self.run.index, self.run.settings
-        self.candidates, queries = self.run.images()
-        self.examples = [display_copy(queries[int(row)]["image"]) for row in np.linspace(0, len(queries) - 1, 6)]
-        self.title = " · ".join(Path(settings[name]).name for name in ("dataset", "checkpoint"))
-        self.texts = None
-        if self.index.encoder.pooling == "joint space":  # a dual encoder: words find images, too
+    Args:
+        source: the folder of a run, or an open index with `title`, `index`, `encoder` and `picture`: a SavedRun, or a
+            FolderIndex of the room find.
+    """
+
+    def __init__(self, source):
+        self.source = SavedRun(source) if isinstance(source, (str, os.PathLike)) else source
+        self.index, self.title, encoder = self.source.index, self.source.title, self.source.encoder
+        rows = np.linspace(0, len(self.index) - 1, 6).astype(int)
+        examples = [self.source.picture(number) for number in self.index.ids[rows].tolist()]
+        self.examples = [display_copy(example[0]) for example in examples if example]
+        self.embed = {"image": lambda image: encoder.embed([image]), "id": self.vector}
+        if encoder.pooling == "joint space":  # a dual encoder: words find images, too
             from imgsim.extras.modalities.encoders import TextEncoder
 
-            self.texts = TextEncoder(self.index.encoder)
+            texts = TextEncoder(encoder)
+            self.embed["words"] = lambda words: texts.embed([words])
 
-    def by_image(self, image, top_k: int, probes: int) -> tuple[list, str]:
-        """Find the images most like one; return them as (image, caption), and in words what the search did."""
+    def vector(self, number: int) -> np.ndarray:
+        """Return the vector (1, d) of the image with this id."""
+        return self.index.vectors[self.index.ids == number]
+
+    def find(self, kind: str, query, top_k: int, probes: int) -> tuple[list, str, list[int]]:
+        """Find the images most like a query.
+
+        Args:
+            kind: "image", "words" or "id"; query: of that kind.
+            top_k, probes: of the search.
+
+        Returns:
+            The matches as (image, caption), in words what the search did, and the matches' ids.
+        """
         self.index.probes = int(probes)
-        matches = self.index.query(image, int(top_k), verbose=False)
-        pairs = zip(matches.cosine, matches.overlap, strict=True)
-        scores = [f"cosine {cosine:.2f}, overlap {overlap:.1f}" for cosine, overlap in pairs]
-        return self.pictures(matches.ids, scores, matches.candidates)
-
-    def by_words(self, words: str, top_k: int, probes: int) -> tuple[list, str]:
-        """Find the images that words describe, in the same way."""
-        self.index.probes = int(probes)
-        found = self.index.search(self.texts.embed([words]), int(top_k))
-        ids = found.ids[0][found.ids[0] >= 0]
-        scores = [f"cosine {cosine:.2f}" for cosine in found.cosines[0][: len(ids)]]
-        return self.pictures(ids, scores, int(found.candidates_seen[0]))
-
-    def pictures(self, ids: np.ndarray, scores: list[str], seen: int) -> tuple[list, str]:
-        """Return the candidates with these ids (t,) as (image, caption), and how many were seen."""
-        shown, count = [], len(self.index)
-        for i, score in zip(ids.tolist(), scores, strict=True):
-            name = self.run.label_name(self.index.labels[i]) or f"image {i}"
-            shown.append((display_copy(self.candidates[i]["image"]), f"{name} · {score}"))
-        return shown, f"**{seen:,} of {count:,} candidates seen** ({seen / count:.0%}), {len(shown)} shown."
+        found = self.index.search(self.embed[kind](query), int(top_k))
+        shown, ids, seen, count = [], [], int(found.candidates_seen[0]), len(self.index)
+        matches = [pair for pair in zip(found.ids[0].tolist(), found.cosines[0], strict=True) if pair[0] >= 0]
+        for number, cosine in matches:
+            if picture := self.source.picture(number):
+                image, caption, _ = picture
+                shown.append((display_copy(image), f"{caption} · cosine {cosine:.2f}"))
+                ids.append(number)
+        model = self.source.picture(query) if kind == "id" else None
+        like = f"Like {model[1]}: " if model else ""
+        said = f"{like}**{seen:,} of {count:,} candidates seen** ({seen / count:.0%}), {len(shown)} shown."
+        if lost := len(matches) - len(shown):
+            said += f" {lost} found and not shown: their files have changed. Start the page again."
+        return shown, said, ids
 
 
 def display_copy(image, side: int = 320):
@@ -77,35 +88,61 @@ def page(answers: Answers):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
-    def answer(upload, words, top_k, probes):
+    def answer(asked, top_k, probes):
         try:
-            if words and words.strip():
-                return answers.by_words(words, top_k, probes)
-            return answers.by_image(upload, top_k, probes) if upload else ([], START)
+            shown, said, ids = [], START, []
+            if asked and asked[1] not in ("", None):
+                shown, said, ids = answers.find(*asked, top_k, probes)
         except ValueError as error:  # without the name of the temporary file
-            return [], f"That did not work: {re.sub(r'^.*cannot be read', 'the file cannot be read', str(error))}"
+            said = "That did not work: " + re.sub(r"^.*cannot be read", "the file cannot be read", str(error))
+        return gradio.Gallery(shown, selected_index=None), said, ids, hidden, hidden
 
-    with gradio.Blocks(title="imgsim", analytics_enabled=False) as blocks:
+    def choose(ids, event: gradio.SelectData):
+        number = ids[event.index]
+        picture = answers.source.picture(number)
+        path = picture[2] if picture else ""
+        return number, gradio.update(value=path, visible=bool(path)), gradio.update(visible=True)
+
+    hidden = gradio.update(visible=False)
+    with gradio.Blocks(title="imgsim", analytics_enabled=False, delete_cache=(60, KEPT)) as blocks:
+        asked, ids, chosen = gradio.State(), gradio.State([]), gradio.State()
         gradio.Markdown(f"# Which images are like this one?\n{answers.title}, {len(answers.index):,} images")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=280):
+                words = gradio.Textbox(label="Words", visible="words" in answers.embed)
                 query = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Your image", height=260)
                 # The file as it came: if it cannot be read, open_image says so in words.
                 query.preprocess = lambda payload: payload.path if payload else None
-                words = gradio.Textbox(
-                    label="Or in words", info="Emptied, the image counts again.", visible=answers.texts is not None
-                )
-                top_k = gradio.Slider(1, 24, 8, step=1, label="Matches shown (top_k)")
-                info = "Extra buckets looked up in every table: more of them, more candidates seen."
-                probes = gradio.Slider(0, 64, answers.index.probes, step=1, label="Probes", info=info)
-                gradio.Examples(answers.examples, query, label="Or take an example")
             with gradio.Column(scale=2, min_width=280):
                 said = gradio.Markdown(START, elem_id="said")
                 gallery = gradio.Gallery(
-                    show_label=False, buttons=[], columns=4, height="auto", object_fit="contain", elem_classes="matches"
+                    show_label=False,
+                    buttons=[],
+                    columns=4,
+                    height="auto",
+                    object_fit="contain",
+                    elem_classes="matches",
+                    allow_preview=False,
                 )
-        for event in (query.change, words.submit, top_k.change, probes.change):
-            event(answer, [query, words, top_k, probes], [gallery, said], api_name=False)
+                path = gradio.Textbox(
+                    label="Its file", elem_id="path", buttons=["copy"], interactive=False, visible=False
+                )
+                more = gradio.Button("Find more like this one", visible=False)
+        with gradio.Accordion("Settings", open=False):
+            top_k = gradio.Slider(1, 24, 8, step=1, label="Matches shown (top_k)")
+            info = "Extra buckets looked up in every table: more of them, more candidates seen."
+            most = max(64, answers.index.probes)
+            probes = gradio.Slider(0, most, answers.index.probes, step=1, label="Probes", info=info)
+        gradio.Examples(answers.examples, query, label="Or take an example")
+        for event, given, kind in (
+            (query.change, query, "image"),
+            (words.submit, words, "words"),
+            (more.click, chosen, "id"),
+        ):
+            event(lambda value, kind=kind: (kind, value), given, asked, api_name=False)
+        for event in (asked.change, top_k.change, probes.change):
+            event(answer, [asked, top_k, probes], [gallery, said, ids, path, more], api_name=False)
+        gallery.select(choose, ids, [chosen, path, more], api_name=False)
     return blocks
 
 
@@ -115,14 +152,23 @@ def launch(blocks, **settings) -> None:
     blocks.launch(**private, quiet=True, max_file_size=MAX_UPLOAD, css=CSS, **settings)
 
 
-def serve(folder, port: int = 7860, block: bool = True):
-    """Serve the page of a run on 127.0.0.1, by default until it is interrupted; return its Blocks, to be closed.
+def serve(source, port: int = 7860, block: bool = True):
+    """Serve the page of an index, see `Answers`, on 127.0.0.1, by default until it is interrupted.
+
+    Requests under another host's name are refused: a page from elsewhere may have sent them.
+
+    Returns:
+        Its Blocks, to be closed.
 
     Raises:
         ValueError: Gradio is not installed, or the folder holds no run with an index.
     """
     require(("gradio",), "demo")
-    blocks = page(Answers(folder))
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    blocks, guard = page(Answers(source)), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
     print(f"The page: http://127.0.0.1:{port} (Ctrl+C ends it)", flush=True)
-    launch(blocks, server_name="127.0.0.1", server_port=port, prevent_thread_lock=not block)
+    settings = {"server_name": "127.0.0.1", "server_port": port, "app_kwargs": {"middleware": [guard]}}
+    launch(blocks, prevent_thread_lock=not block, **settings)
     return blocks

@@ -10,29 +10,34 @@ from pathlib import Path
 
 import pytest
 
-from imgsim import BuildLSHTable, candidates_and_queries
+from imgsim import BuildLSHTable
 from imgsim.extras.cli import main
+from imgsim.extras.find.folder_index import FolderIndex
+from imgsim.extras.runs.inputs import all_images
 from imgsim.extras.runs.settings import DEFAULTS
+from imgsim.images import fingerprint, load_images
 
 gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
-PATIENCE = 300_000  # milliseconds
+PATIENCE = 120_000  # milliseconds
 SHOTS = os.environ.get("IMGSIM_SHOTS")  # a folder for screenshots of the answers
 
 
-def keep_run(folder, images, encoder):
+def keep_run(folder, images, encoder, probes=0):
     """The folder of a run, as far as the page needs it."""
-    candidates, _ = candidates_and_queries(images)
-    BuildLSHTable(encoder, hash_size=6, num_tables=2, probes=0).build(candidates).save(folder / "index")
-    folder_of_images = Path(candidates[0]["image_file_path"]).parents[2]
-    settings = DEFAULTS | {"dataset": str(folder_of_images), "checkpoint": str(encoder.name)}
-    record = {"settings": settings, "digests": {"index": {}}, "environment": {"versions": {}}}
-    (folder / "run.json").write_text(json.dumps(record))
-    names = candidates.features["labels"].names
-    (folder / "images.json").write_text(json.dumps({"labels": names, "files": None}))
+    everything = all_images(images, seed=0)
+    BuildLSHTable(encoder, hash_size=6, num_tables=2, probes=probes).build(everything).save(folder / "index")
+    files = everything["image_file_path"][:]
+    settings = DEFAULTS | {"dataset": str(Path(files[0]).parents[2]), "checkpoint": str(encoder.name)}
+    digests = {"index": {}, "images": fingerprint(everything)}
+    (folder / "run.json").write_text(
+        json.dumps({"settings": settings, "digests": digests, "environment": {"versions": {}}})
+    )
+    names = everything.features["labels"].names
+    (folder / "images.json").write_text(json.dumps({"labels": names, "files": files}))
     return folder
 
 
@@ -98,19 +103,22 @@ def test_an_upload_finds_itself_first_and_probes_show_more(page, image_folder):
     upload(page, image_folder / "train" / "green" / "green.0.png")
     few = seen(page)
     caption = page.locator(".matches .caption-label").first.inner_text()
-    assert caption.startswith("green") and "cosine 1.00" in caption and "overlap 1.0" in caption
+    assert caption == "green · green.0.png · cosine 1.00"
+    assert page.get_by_text("Extra buckets looked up").is_hidden()
+    page.get_by_text("Settings").click()
     if SHOTS:
         page.screenshot(path=Path(SHOTS) / "desktop.png", full_page=True)
     probes = page.get_by_label("number input for Probes")
     probes.fill("64")
     probes.press("Enter")
-    page.get_by_text("24 of 24 candidates seen").wait_for()
-    assert few < 24
+    page.get_by_text("39 of 39 candidates seen").wait_for()
+    assert few < 39
 
 
 def test_an_example_is_answered_and_top_k_counts_the_matches(page):
     page.locator("button:has(img), .gallery-item").first.click()
     seen(page)
+    page.get_by_text("Settings").click()
     top_k = page.get_by_label("number input for Matches")
     top_k.fill("2")
     top_k.press("Enter")
@@ -131,9 +139,63 @@ def test_phone_width_has_no_sideways_scrolling(browser, address, image_folder):
     upload(page, image_folder / "train" / "red" / "red.1.png")
     seen(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    places = [page.locator(name).first.bounding_box() for name in ("[data-testid=image]", "#said", ".matches img")]
+    ends = [place["y"] + place["height"] for place in places]
+    assert places[1]["y"] - ends[0] < 60 and places[2]["y"] - ends[1] < 60  # nothing in between
+    assert page.get_by_text("Settings").bounding_box()["y"] > ends[2]
     if SHOTS:
         page.screenshot(path=Path(SHOTS) / "phone.png", full_page=True)
     page.close()
+
+
+def test_more_like_a_match_are_found_and_its_path_is_shown(page, image_folder):
+    upload(page, image_folder / "train" / "green" / "green.0.png")
+    seen(page)
+    second = page.locator(".matches .caption-label").nth(1).inner_text()
+    page.locator(".matches .thumbnail-item").nth(1).click()
+    path = page.locator("#path textarea, #path input")
+    path.wait_for()
+    assert path.input_value().endswith("/" + second.split(" · ")[1]) and Path(path.input_value()).is_file()
+    page.get_by_role("button", name="Find more like this one").click()
+    page.wait_for_function(
+        "first => document.querySelector('.matches .caption-label').innerText == first",
+        arg=second.rpartition(" · ")[0] + " · cosine 1.00",
+    )
+
+
+def test_a_folder_is_searched_and_a_file_that_has_changed_is_not_shown(tmp_path, draw, checkpoint, monkeypatch):
+    monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path / "cache"))
+    from imgsim.extras.demo import Answers
+
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        draw(i).save(tmp_path / "photos" / f"{i}.png")
+    answers = Answers(FolderIndex(tmp_path / "photos", str(checkpoint)))
+    asked = str(tmp_path / "photos" / "0.png")
+    shown, said, _ = answers.find("image", asked, 8, 255)
+    assert next(caption for _, caption in shown) == "0.png · cosine 1.00" and "4 of 4" in said
+    draw(9).save(tmp_path / "photos" / "1.png")
+    (tmp_path / "photos" / "2.png").rename(tmp_path / "photos" / "1 and before.png")
+    shown, said, _ = answers.find("image", asked, 8, 255)
+    assert len(shown) == 2 and "2 found and not shown: their files have changed" in said
+
+
+def test_images_that_are_not_those_of_the_index_are_refused(tmp_path, image_folder, encoder, draw, capsys):
+    shutil.copytree(image_folder, tmp_path / "photos")
+    run = tmp_path / "run"
+    run.mkdir()
+    keep_run(run, load_images(tmp_path / "photos"), encoder)
+    draw(7).save(tmp_path / "photos" / "train" / "red" / "0.png")
+    assert main(["demo", str(run)]) == 1
+    assert "not those of the index any more" in capsys.readouterr().err
+
+
+def test_another_hosts_name_is_refused(address):
+    request = urllib.request.Request(address, headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code == 400
+    assert urllib.request.urlopen(address).status == 200
 
 
 def test_words_find_images_where_the_encoder_is_dual(browser, tmp_path, images):
@@ -141,11 +203,13 @@ def test_words_find_images_where_the_encoder_is_dual(browser, tmp_path, images):
     from imgsim.extras.demo import serve
 
     blocks = serve(
-        keep_run(tmp_path / "run", images, modalities.load_dual_encoder()[0]), port := free_port(), block=False
+        keep_run(tmp_path / "run", images, modalities.load_dual_encoder()[0], probes=8),
+        port := free_port(),
+        block=False,
     )
     page = new_page(browser)
     page.goto(f"http://127.0.0.1:{port}")
-    box = page.get_by_label("Or in words")
+    box = page.get_by_label("Words")
     box.fill("a healthy leaf")
     box.press("Enter")
     assert seen(page) > 0 and "cosine" in page.locator(".matches .caption-label").first.inner_text()
@@ -161,6 +225,6 @@ def test_a_path_outside_is_refused(path, address, run_folder):
     assert refused.value.code in (403, 404)
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+def test_a_folder_without_images_or_a_run_is_refused(tmp_path, capsys):
     assert main(["demo", str(tmp_path)]) == 1
-    assert "no folder that a run has left" in capsys.readouterr().err
+    assert "no image that can be read" in capsys.readouterr().err

@@ -30,7 +30,7 @@ class Duplicates:
     pairs: np.ndarray  # (p, 2) ids, the smaller first
     cosines: np.ndarray  # (p,)
     groups: list[list[int]]  # ids that pairs connect, each group in order
-    compared: int  # cosines computed to find them
+    compared: int  # pairs whose cosine was computed, each counted once
 
 
 def index_for_duplicates(encoder: Any, embeddings: np.ndarray) -> BuildLSHTable:
@@ -51,17 +51,20 @@ def find_duplicates(index: BuildLSHTable, threshold: float) -> Duplicates:
     check_threshold(threshold)
     import networkx
 
-    pairs, cosines, compared = [], [], 0
+    order, pairs, cosines = np.argsort(index.ids), [], []
     for start in range(0, len(index), BATCH):
-        ids = index.ids[start : start + BATCH, None]
         found = index.search(index.vectors[start : start + BATCH], PARTNERS)
-        near = (found.cosines >= threshold) & (found.ids != ids)
-        pairs.append(np.stack([np.broadcast_to(ids, near.shape)[near], found.ids[near]], axis=1))
-        cosines.append(found.cosines[near])
-        compared += int(found.compared_exactly.sum())
-    unique, first = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0, return_index=True)
+        rows, places = np.nonzero(found.ids >= 0)
+        partners = order[np.searchsorted(index.ids, found.ids[rows, places], sorter=order)]
+        pairs.append(np.sort(np.stack([rows + start, partners]), axis=0))
+        cosines.append(found.cosines[rows, places])
+    (a, b), cosine = np.concatenate(pairs, axis=1), np.concatenate(cosines)
+    _, first = np.unique(a * len(index) + b, return_index=True)  # most pairs are found from both sides
+    first = first[a[first] != b[first]]
+    near = first[cosine[first] >= threshold]
+    unique = np.sort(index.ids[np.stack([a[near], b[near]], axis=1)], axis=1)
     groups = networkx.connected_components(networkx.Graph(unique.tolist()))
-    return Duplicates(unique, np.concatenate(cosines)[first], sorted(map(sorted, groups)), compared)
+    return Duplicates(unique, cosine[near], sorted(map(sorted, groups)), len(first))
 
 
 @dataclass(frozen=True)

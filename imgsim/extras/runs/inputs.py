@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets import Dataset, Image
+from datasets import Dataset, DatasetDict, Image, concatenate_datasets
 
 from imgsim.extras.runs.settings import DEFAULTS
-from imgsim.images import fingerprint
+from imgsim.images import candidates_and_queries, fingerprint
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
 
@@ -55,6 +55,16 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
+def all_images(images: DatasetDict, seed: int) -> Dataset:
+    """Return the images of all splits as one: the candidates, then those that a run holds out to measure with."""
+    candidates, queries = candidates_and_queries(images, seed)
+    measured = {"train" if "train" in images else next(iter(images))}
+    measured |= {next((split for split in ("test", "validation") if split in images), "")}
+    parts = [candidates, queries, *(images[split] for split in images if split not in measured)]
+    common = [name for name in candidates.column_names if all(name in part.column_names for part in parts)]
+    return concatenate_datasets([part.select_columns(common) for part in parts])
+
+
 def digests_of(splits: tuple[Dataset, Dataset]) -> dict[str, str]:
     """Return digests of the images of (candidates, queries)."""
     candidates, queries = splits
@@ -64,6 +74,6 @@ def digests_of(splits: tuple[Dataset, Dataset]) -> dict[str, str]:
 def image_files(images: Dataset) -> list[str] | None:
     """Return the images' paths, or None if they are parts of larger files."""
     sources = images.cast_column("image", Image(decode=False))["image"]
-    if sources[0]["bytes"] is not None:
+    if any(source["bytes"] is not None for source in sources):
         return None
     return [source["path"] for source in sources]

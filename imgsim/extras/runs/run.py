@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from datasets import Dataset
+
 from imgsim.extras.runs.environment import NOTEBOOKS, environment, find_notebook
-from imgsim.extras.runs.inputs import digests_of, find_inputs, image_files
+from imgsim.extras.runs.inputs import all_images, digests_of, find_inputs, image_files
 from imgsim.extras.runs.report import write_report
 from imgsim.extras.runs.settings import complete_settings, run_name
-from imgsim.images import candidates_and_queries, load_images
+from imgsim.images import candidates_and_queries, fingerprint, labels_of, load_images
 from imgsim.sources.cache import write_json
 from imgsim.sources.errors import require
 
@@ -66,8 +69,22 @@ def execute(name: str, settings: dict, folder: Path, progress: bool = True) -> P
     return target
 
 
+def index_all(folder: Path, settings: dict, images: Dataset) -> None:
+    """Add the images that a run held out to measure with to its index, and to metrics.json how many there are."""
+    from imgsim.encoder import load_encoder  # torch
+    from imgsim.index import BuildLSHTable
+
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    encoder = load_encoder(settings["checkpoint"], dtype=settings["dtype"])
+    index = BuildLSHTable.load(folder / "index", encoder)
+    held_out = encoder.embed(images.select(range(len(index), len(images))), settings["batch_size"])
+    index.build_from_embeddings(np.concatenate([index.vectors, held_out]), labels_of(images)).save(folder / "index")
+    write_json(folder / "metrics.json", metrics | {"held_out": len(held_out), "indexed": len(index)})
+    print(f"The numbers were measured with {len(held_out):,} images held out; the index holds all {len(index):,}.")
+
+
 def run(settings: dict, output=None) -> Path:
-    """Execute notebooks 01 to 04.
+    """Execute notebooks 01 to 04, and index all images.
 
     Args:
         settings: those that are not the default, see `settings.DEFAULTS`.
@@ -84,16 +101,17 @@ def run(settings: dict, output=None) -> Path:
     require(NOTEBOOK_TOOLS, "notebooks")
     settings, commits = find_inputs(complete_settings(settings))
     images = load_images(settings["dataset"])
-    candidates, queries = candidates_and_queries(images, settings["seed"])
-    digests = commits | digests_of((candidates, queries))
+    splits, everything = candidates_and_queries(images, settings["seed"]), all_images(images, settings["seed"])
+    digests = commits | digests_of(splits) | {"images": fingerprint(everything)}
     folder = Path(output or f"outputs/{run_name(settings)}").expanduser().resolve()
     with fresh_folder(folder):
         executed = [execute(name, settings | {"output": str(folder)}, folder) for name in NOTEBOOKS]
         write_report(executed, folder / "report.html")
+        index_all(folder, settings, everything)
         manifest = json.loads((folder / "index" / "manifest.json").read_text(encoding="utf-8"))
         digests |= {"checkpoint": manifest["encoder"]["digest"], "index": manifest["arrays"]}
-        names = getattr(candidates.features.get("labels"), "names", None)
-        write_json(folder / "images.json", {"labels": names, "files": image_files(candidates)})
+        names = getattr(everything.features.get("labels"), "names", None)
+        write_json(folder / "images.json", {"labels": names, "files": image_files(everything)})
         content = {"settings": settings, "digests": digests, "skipped": images.skipped, "environment": environment()}
         write_json(folder / "run.json", content)
     return folder

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from datasets import Dataset
 
 from imgsim.extras.runs.environment import environ
+from imgsim.extras.runs.inputs import all_images
 from imgsim.extras.runs.run import run
 from imgsim.hashing import check_integer
-from imgsim.images import candidates_and_queries, load_images
+from imgsim.images import fingerprint, load_images
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import open_image
 
@@ -115,7 +118,7 @@ class SavedRun:
 
     Attributes:
         index: with its encoder; settings: of the run, with Hub names at the commits that were used.
-        names: of the labels; files: of the candidates; None if there are none.
+        names: of the labels; files: paths by id; None if there are none.
 
     Raises:
         ValueError: there is no run or no index, or the checkpoint is not what it was.
@@ -130,16 +133,43 @@ class SavedRun:
 
         images = json.loads((folder / "images.json").read_text(encoding="utf-8"))
         self.settings, self.names, self.files = pin_revisions(kept), images["labels"], images["files"]
+        self.digest = kept["digests"].get("images")
         encoder = load_encoder(self.settings["checkpoint"], dtype=self.settings["dtype"])
         self.index = BuildLSHTable.load(folder / "index", encoder)
+
+    @property
+    def encoder(self):
+        """The checkpoint that embedded the images."""
+        return self.index.encoder
+
+    @property
+    def title(self) -> str:
+        """Dataset and checkpoint in a few words."""
+        return " · ".join(Path(self.settings[name]).name for name in ("dataset", "checkpoint"))
+
+    def picture(self, number: int) -> tuple[Any, str, str]:
+        """Return the image with this id, as `open_image` takes it, a caption, and the path of its file or ""."""
+        label = self.label_name(self.index.labels[self.index.ids == number][0])
+        path = self.files[number] if self.files else ""
+        names = [name for name in (label, Path(path).name) if name]
+        return self.images[number]["image"], " · ".join(names) or f"image {number}", path
 
     def label_name(self, label: int) -> str:
         """Return the name of a label, or "" if there is none."""
         return self.names[label] if self.names and label >= 0 else ""
 
-    def images(self) -> tuple[Dataset, Dataset]:
-        """Load the run's candidates and queries."""
-        return candidates_and_queries(load_images(self.settings["dataset"]), self.settings["seed"])
+    @cached_property
+    def images(self) -> Dataset:
+        """The run's images in the order of their ids.
+
+        Raises:
+            ValueError: they are not what they were.
+        """
+        images = all_images(load_images(self.settings["dataset"]), self.settings["seed"])
+        if fingerprint(images) != self.digest:
+            source = self.settings["dataset"]
+            raise ValueError(f"The images of {source!r} are not those of the index any more: run it again.")
+        return images
 
 
 def query(folder, photo, top_k: int = 8, output=None) -> Path:
@@ -157,8 +187,6 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
     image = open_image(photo)
     check_integer(top_k, "top_k", 1)
     saved = SavedRun(folder)
-    from imgsim.figures import plot_images
-
     matches = saved.index.query(image, top_k, verbose=False)
     names = [saved.label_name(label) for label in matches.labels]
     width = max(map(len, ["label", *names])) + 2
@@ -166,8 +194,10 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
     files = saved.files and [saved.files[i] for i in matches.ids]
     for rank, i in enumerate(matches.ids):
         numbers = f"{matches.cosine[rank]:6.3f}  {matches.overlap[rank]:7.2f}"
-        print(f"{rank + 1:4}  {names[rank]:{width}}{numbers}  {files[rank] if files else i}")
-    pictures = files or saved.images()[0].select(matches.ids)["image"]
+        print(f"{rank + 1:4}  {names[rank]:{width}}{numbers}  {files[rank] if files else i}", flush=True)
+    from imgsim.figures import plot_images  # matplotlib, once the answer is there
+
+    pictures = files or saved.images.select(matches.ids)["image"]
     captions = [f"{name}\ncosine {cosine:.2f}" for name, cosine in zip(names, matches.cosine, strict=True)]
     target = Path(output or Path(folder) / "figures" / f"query-{Path(photo).stem}.png").expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)

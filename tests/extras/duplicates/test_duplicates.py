@@ -1,17 +1,20 @@
 """Near-duplicates: pairs against an oracle, the threshold's calibration, what to keep, the command's files."""
 
 import csv
+import json
 import re
+import shutil
 from itertools import combinations
 
 import numpy as np
 import pytest
+from datasets import concatenate_datasets
 
-from imgsim import BuildLSHTable, load_encoder
+from imgsim import BuildLSHTable, load_images
 from imgsim.extras.cli import main
 from imgsim.extras.duplicates.alterations import ALTERATIONS, EVERYDAY, alter
 from imgsim.extras.duplicates.pairs import Calibration, calibrate, find_duplicates, index_for_duplicates
-from imgsim.extras.duplicates.report import load_all_images
+from imgsim.extras.duplicates.report import embed_dataset
 from imgsim.hashing import normalise
 from imgsim.sources.decode import open_image
 
@@ -57,7 +60,9 @@ def test_pairs_and_groups_are_those_of_comparing_everything():
     row = {id_: row for row, id_ in enumerate(ids)}
     exact = [points[row[a]] @ points[row[b]] for a, b in found.pairs.tolist()]
     assert np.allclose(found.cosines, exact, atol=1e-6)
-    assert found.compared < len(points) * 51
+    assert len(found.pairs) <= found.compared <= len(points) * 50
+    nothing = find_duplicates(BuildLSHTable(hash_size=1, rerank=50).build_from_embeddings(points[:12]), 1)
+    assert nothing.compared == 12 * 11 / 2  # each pair once
 
 
 def test_a_chain_is_one_group_and_nothing_near_gives_none():
@@ -105,8 +110,7 @@ def test_a_copy_that_the_tables_miss_counts_as_lost():
 
 
 def test_calibration_is_not_misled_by_copies_that_are_there_already(folder):
-    images = load_all_images(str(folder))
-    encoder = Pixels()
+    images, encoder = concatenate_datasets(list(load_images(folder).values())), Pixels()
     calibration = calibrate(index_for_duplicates(encoder, encoder.embed(images["image"])), images)
     threshold, by_kind = calibration.threshold, calibration.cosines.reshape(len(images), len(EVERYDAY))
     assert calibration.precision(threshold) > 0.9 and (by_kind[:, EVERYDAY.index("half size")] >= threshold).all()
@@ -122,7 +126,7 @@ def test_command_groups_copies_and_keeps_the_best(folder, checkpoint, tmp_path, 
     assert "Nothing was deleted." in capsys.readouterr().out
     with open(output / "duplicates.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == ["group", "path", "keep", "cosine"]
+    assert list(rows[0]) == ["group", "path", "keep", "cosine", "identical"]
     groups = {}
     for row in rows:
         groups.setdefault(row["group"], []).append(row)
@@ -135,6 +139,34 @@ def test_command_groups_copies_and_keeps_the_best(folder, checkpoint, tmp_path, 
     assert page.count("<section>") == 10 and page.count("<b>keep</b>") == 10
     assert not re.search(r"(src|href)=.?(http|/)", page)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_identical_files_are_told_apart_from_copies_that_look_alike(folder, checkpoint, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("00.png", "00-small.png", "01.png"):
+        shutil.copy(folder / name, photos / name)
+    shutil.copy(photos / "00.png", photos / "again.png")
+    options = ["duplicates", str(photos), "--checkpoint", str(checkpoint), "--threshold", "0.99"]
+    assert main([*options, "--output", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out" / "duplicates.json").read_text())
+    (group,) = content["groups"]
+    told = [(member["path"].rpartition("/")[2], member["keep"], member["identical"]) for member in group]
+    assert told == [("00.png", True, False), ("again.png", False, True), ("00-small.png", False, False)]
+    assert group[1]["cosine"] == pytest.approx(1) and group[2]["width"] == 80
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f'href="{path.as_uri()}"' in page for path in photos.iterdir() if path.name != "01.png")
+    assert "byte by byte: 1." in page and re.search("Compared: [3-6] of 6 pairs", page)
+
+
+@pytest.mark.parametrize("there", [["report.html"], ["duplicates.csv", "notes.txt"], ["run.json"]])
+def test_what_is_not_its_own_is_never_overwritten(there, folder, checkpoint, tmp_path, capsys):
+    for name in there:
+        (tmp_path / name).write_text("mine")
+    options = ["duplicates", str(folder), "--checkpoint", str(checkpoint), "--threshold", "0.9"]
+    assert main([*options, "--output", str(tmp_path)]) == 1
+    assert "holds other files" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(there, "mine")
 
 
 def test_names_cannot_break_the_page(draw, checkpoint, tmp_path):
@@ -178,12 +210,11 @@ def test_real_checkpoint_finds_real_copies_at_its_default_threshold(real, tmp_pa
         (tmp_path / path.name).symlink_to(path)
         if i % 5 == 0:
             alter(open_image(path), EVERYDAY[i // 5 % 5]).save(tmp_path / f"{path.stem}-copy.jpg", quality=95)
-    images = load_all_images(str(tmp_path))
-    encoder = load_encoder(real / "mobilenet-v1-025", device="cpu")
-    index = index_for_duplicates(encoder, encoder.embed(images))
+    images, paths, encoder, embeddings = embed_dataset(str(tmp_path), str(real / "mobilenet-v1-025"))
+    index = index_for_duplicates(encoder, embeddings)
     threshold = calibrate(index, images, sample=40).threshold
     found = find_duplicates(index, threshold)
-    names = [path.rpartition("/")[2].removesuffix(".jpg") for path in images["path"]]
+    names = [path.rpartition("/")[2].removesuffix(".jpg") for path in paths]
     right = [names[a].removesuffix("-copy") == names[b].removesuffix("-copy") for a, b in found.pairs]
     assert sum(right) >= 0.85 * 60 and np.mean(right) >= 0.85
     assert found.compared < 0.5 * len(list(combinations(range(len(images)), 2)))

@@ -8,15 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imgsim.encoder import load_encoder
 from imgsim.extras.cli import main
 from imgsim.extras.runs.environment import NOTEBOOKS
+from imgsim.extras.runs.inputs import all_images
 from imgsim.extras.runs.run import fresh_folder
+from imgsim.extras.runs.saved import SavedRun
 from imgsim.extras.runs.settings import DEFAULTS, complete_settings, read_params, run_name
-from imgsim.images import load_images
+from imgsim.images import candidates_and_queries, load_images
 from imgsim.index import BuildLSHTable
 
 pytest.importorskip("papermill", reason="the extra notebooks is not installed")
@@ -28,6 +31,7 @@ KEYS = {
     *("exact_label_precision_at_5", "label_precision_at_5", "recall_at_10", "candidate_fraction", "compared_fraction"),
     *("participation_ratio", "embed_images_per_second", "build_seconds", "query_ms"),
 }
+AFTERWARDS = {"held_out", "indexed"}  # added when all notebooks have run
 TIMES = {"embed_images_per_second", "build_seconds", "query_ms"}
 
 
@@ -57,14 +61,15 @@ def test_run_leaves_everything_it_promises(toy_run):
 
 def test_metrics_hold_every_key(toy_run):
     metrics = metrics_of(toy_run)
-    assert set(metrics) == KEYS and metrics["schema"] == 1
+    assert set(metrics) == KEYS | AFTERWARDS and metrics["schema"] == 1
+    assert (metrics["held_out"], metrics["indexed"]) == (15, 39)
     assert (metrics["candidates"], metrics["queries"], metrics["hash_size"], metrics["num_tables"]) == (24, 9, 6, 3)
     assert all(metrics[key] > 0 for key in TIMES)
 
 
 def test_run_json_holds_all_that_decides_a_result(toy_run):
     content = json.loads((toy_run / "run.json").read_text())
-    assert set(content["digests"]) == {"candidates", "queries", "checkpoint", "index"}
+    assert set(content["digests"]) == {"images", "candidates", "queries", "checkpoint", "index"}
     assert {"planes", "mean", "signatures"} < set(content["digests"]["index"])
     assert {"versions", "machine", "code", "commit", "changed"} == set(content["environment"])
 
@@ -79,7 +84,7 @@ def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, caps
     assert main(["repeat", str(toy_run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0] for line in lines if line.endswith(" identical")}
-    assert told == KEYS - TIMES - {"dataset", "checkpoint"}
+    assert told == (KEYS | AFTERWARDS) - TIMES - {"dataset", "checkpoint"}
     assert "Changed: nothing." in lines and lines[-1] == "Identical: every metric came out the same."
 
 
@@ -140,10 +145,55 @@ def test_query_prints_a_ranked_table_and_draws_it(toy_run, image_folder, checkpo
     encoder = load_encoder(checkpoint, dtype="bfloat16")  # as params/ci.yaml says
     matches = BuildLSHTable.load(toy_run / "index", encoder).query(photo, top_k=4, verbose=False)
     assert [float(line.split()[2]) for line in table[1:]] == pytest.approx(matches.cosine.tolist(), abs=6e-4)
-    candidates = load_images(image_folder)["train"]
-    assert [line.split()[-1] for line in table[1:]] == [candidates["image_file_path"][i] for i in matches.ids]
+    images = all_images(load_images(image_folder), seed=3)
+    assert [line.split()[-1] for line in table[1:]] == [images["image_file_path"][i] for i in matches.ids]
+    assert table[1].endswith(f"{photo}")  # held out to measure with, but not lost
     target = toy_run / "figures" / f"query-{photo.stem}.png"
     assert last == f"Picture: {target}" and Image.open(target).width > 500
+
+
+def test_every_image_is_in_the_index_of_a_run(toy_run, image_folder):
+    run = SavedRun(toy_run)
+    assert sorted(run.files) == sorted(map(str, image_folder.rglob("*.png")))
+    found = run.index.search(run.index.encoder.embed(run.files), 1)
+    assert found.ids[:, 0].tolist() == list(range(39))
+    assert run.index.labels.tolist() == run.images["labels"][:]
+
+
+def test_images_that_have_changed_since_the_run_are_noticed(toy_run, image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "photos")
+    (tmp_path / "photos" / "train" / "red" / "another.png").write_bytes(
+        (image_folder / "train" / "red" / "red.1.png").read_bytes()
+    )
+    run = SavedRun(toy_run)
+    assert len(run.images) == 39
+    moved = SavedRun(toy_run)
+    moved.settings["dataset"] = str(tmp_path / "photos")
+    with pytest.raises(ValueError, match="not those of the index any more"):
+        _ = moved.images
+
+
+@pytest.mark.parametrize(
+    ("sizes", "order"),
+    [
+        ({"train": 20}, 18),
+        ({"train": 4, "test": 2, "validation": 3}, ["train", "test", "validation"]),
+        ({"train": 4, "validation": 3}, ["train", "validation"]),
+        ({"test": 20}, 18),
+        ({"other": 20, "test": 3}, ["other", "test"]),
+    ],
+)
+def test_all_images_are_the_candidates_and_then_the_others(sizes, order):
+    start, splits = 0, {}
+    for name, size in sizes.items():
+        splits[name] = Dataset.from_dict({"image": list(range(start, start + size))})
+        start += size
+    images = all_images(DatasetDict(splits), seed=0)["image"][:]
+    assert sorted(images) == list(range(start))
+    if isinstance(order, list):
+        assert images == [number for name in order for number in splits[name]["image"]]
+    else:
+        assert images[:order] == candidates_and_queries(DatasetDict(splits), 0)[0]["image"][:]
 
 
 def test_query_refuses_in_one_sentence(toy_run, image_folder, tmp_path, capsys):

@@ -1,0 +1,150 @@
+"""The commands find and index: their options, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+CHECKPOINT = "a checkpoint as for run (default: the one last used for this folder, else builtin)"
+SHOWN = 3  # skipped files named by find
+
+
+def find(command: argparse.ArgumentParser):
+    """Find the images in a folder that are most like a photo.
+
+    Prints cosine and path of each, best first. The first call embeds the folder's images and keeps the index in the
+    cache; later calls embed only what is new. Nothing is written into the folder.
+
+    examples:
+      imgsim find photo.jpg photos --checkpoint facebook/dinov2-small
+      imgsim find *.jpg photos --json
+      imgsim find photo.jpg photos --paths -0 | xargs -0 cp -t found
+    """
+    command.usage = f"{command.prog} [options] PHOTO [PHOTO ...] FOLDER"
+    command.add_argument("paths", metavar="PATH", nargs="+", help="image files, and last the folder to find others in")
+    command.add_argument("--top-k", type=int, default=8, help="matches per photo (default: 8)")
+    command.add_argument("--checkpoint", help=CHECKPOINT)
+    command.add_argument("--text", metavar="WORDS", help="search with words, if the checkpoint is a dual encoder")
+    command.add_argument("--crop", metavar="X,Y,W,H", type=four_numbers, help="search with this part of the photo only")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print CSV with the columns query, rank, path, cosine")
+    form.add_argument("--paths", action="store_true", dest="only_paths", help="print the paths only, one per line")
+    command.add_argument("-0", action="store_true", dest="null", help="with --paths: end each with a null byte")
+    command.add_argument("--open", action="store_true", help="show the answer as a page, too")
+    command.add_argument("--quiet", action="store_true", help="no progress and no remarks")
+
+    def work(options):
+        if len(options.paths) < 2 and not options.text:
+            command.error("a PHOTO or --text is needed besides the FOLDER")
+        with only_the_answer(options.quiet):
+            answer = find_answer(options)
+        sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape", newline="")
+        print(answer, end="", flush=True)
+
+    return work
+
+
+def index(command: argparse.ArgumentParser):
+    """Embed a folder's images ahead, for find, duplicates and demo, and list the files that cannot be read.
+
+    Prints the folder of the index, which BuildLSHTable.load reads.
+    """
+    command.add_argument("folder", metavar="FOLDER", help="a folder of images, with those in its subfolders")
+    command.add_argument("--checkpoint", help=CHECKPOINT)
+    command.add_argument("--quiet", action="store_true", help="no progress and no remarks")
+
+    def work(options):
+        with only_the_answer(options.quiet):
+            place = open_folder(options.folder, options.checkpoint, shown=None).place
+        print(place / "index")
+
+    return work
+
+
+def four_numbers(text: str) -> tuple[int, ...]:
+    """Read x,y,width,height."""
+    numbers = tuple(map(int, text.split(",")))
+    if len(numbers) != 4:
+        raise ValueError
+    return numbers
+
+
+@contextmanager
+def only_the_answer(quiet: bool):
+    """Send what libraries print to stderr, and with `quiet` nowhere."""
+    with ExitStack() as stack:
+        if quiet:
+            stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+        stack.enter_context(redirect_stdout(sys.stderr))
+        yield
+
+
+def is_image_folder(source: str) -> bool:
+    """Tell whether a source is a folder of image files, not of a run, nor of a dataset's Parquet files."""
+    from imgsim.sources.parquet import has_parquet
+
+    return os.path.isdir(source) and not os.path.exists(f"{source}/run.json") and not has_parquet(Path(source))
+
+
+def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown: int | None = SHOWN):
+    """Open the index of a folder, and say on stderr what it holds.
+
+    Args:
+        folder, checkpoint: as for `FolderIndex`.
+        words: whether to search with words, too, which the built-in dual encoder can.
+        shown: files named that cannot be read, of all that there are.
+    """
+    from imgsim.extras.find.answers import plain_path
+    from imgsim.extras.find.folder_index import FolderIndex, printable
+    from imgsim.extras.runs.environment import PACKAGE
+
+    builtin = str(PACKAGE / "assets" / "leaf-captions") if words else "builtin"
+    kept = FolderIndex(plain_path(folder), checkpoint, builtin)
+    said = [f"{len(kept.index):,} images ({kept.embedded:,} new), checkpoint {kept.checkpoint}"]
+    problems = [f"left out: {printable(path)} ({why})" for path, why in kept.skipped.items()]
+    said += problems[:shown]
+    if more := len(problems[len(said) - 1 :]):
+        said.append(f"and {more:,} more files that cannot be read; imgsim index FOLDER lists them")
+    if kept.checkpoint == builtin:
+        general = "openai/clip-vit-base-patch32" if words else "facebook/dinov2-small"
+        said.append(f"The built-in checkpoint knows only rendered leaves; for photos take --checkpoint {general}")
+    print("\n".join(said), file=sys.stderr)
+    return kept
+
+
+def find_answer(options: argparse.Namespace) -> str:
+    """Search as the options say, and return what is to be printed."""
+    from imgsim.extras.find import answers as form
+    from imgsim.extras.find import folder_index
+    from imgsim.hashing import check_integer
+
+    check_integer(options.top_k, "top_k", 1)
+    *photos, folder = options.paths
+    for photo in photos:
+        if "://" in photo and not os.path.exists(photo):
+            raise ValueError(f"{photo!r} is an address; download the photo first, such as with: curl -O {photo}")
+    kept = open_folder(folder, options.checkpoint, bool(options.text))
+    queries, embeddings = [form.plain_path(photo) for photo in photos], []
+    if queries:
+        embeddings = [kept.embed(queries, options.crop)]
+    if options.text:
+        from imgsim.extras.modalities.encoders import TextEncoder
+
+        queries.append(f"text: {options.text}")
+        embeddings.append(TextEncoder(kept.encoder).embed([options.text]))
+    found = [kept.search(rows, options.top_k) for rows in embeddings]
+    answers = [form.Answer(*pair) for pair in zip(queries, [hits for part in found for hits in part], strict=True)]
+    if options.open:
+        import webbrowser
+
+        page = kept.place / "answer.html"
+        form.write_page(answers, f"Found in {folder_index.printable(folder)}", page)
+        print(f"Page: {page}", file=sys.stderr)
+        webbrowser.open(page.as_uri())
+    if options.only_paths:
+        return form.as_paths(answers, "\0" if options.null else "\n")
+    return (form.as_json if options.json else form.as_csv if options.csv else form.as_text)(answers)
