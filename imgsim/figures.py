@@ -181,13 +181,13 @@ def plot_cells(points, projection, query=None, neighbour=None, probe: bool = Fal
     if len(codes) == 1:
         for code in np.unique(cells):
             towards = grid[cells[:, 0] == code].mean(axis=0) - mean
-            place = mean + 0.84 * reach * towards / max(np.abs(towards).max(), 1e-9)
+            place = mean + 0.9 * reach * towards / max(np.abs(towards).max(), 1e-9)
             axis.text(*place, f"{code:0{len(margins[0])}b}", ha="center", va="center", family="monospace", fontsize=10)
     axis.scatter(*points[found[:-1]].T, s=14, c=RIGHT, linewidths=0)
-    axis.plot(*query, "*", color=INK, markersize=13)
+    axis.plot(*query, "*", color=INK, markersize=18, markeredgecolor="white")
     if neighbour is not None:
         ring = RIGHT if found[-1] else WRONG
-        axis.plot(*neighbour, "o", markersize=12, fillstyle="none", color=ring, markeredgewidth=2.2)
+        axis.plot(*neighbour, "o", color="white", markeredgecolor=ring, markersize=10, markeredgewidth=3)
     return axis
 
 
