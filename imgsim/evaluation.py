@@ -34,6 +34,20 @@ def exact_neighbours(queries, candidates, k: int) -> tuple[np.ndarray, np.ndarra
     return rows, cosines
 
 
+def grow_vectors(vectors: np.ndarray, size: int, seed: int = 0) -> np.ndarray:
+    """Sample a larger set like vectors (n, d), to time a search: points between a vector and a near one, with noise.
+
+    Returns:
+        (size, d) float32 of length 1.
+    """
+    rng, (near, _) = np.random.default_rng(seed), exact_neighbours(vectors, vectors, 11)
+    first = rng.integers(len(vectors), size=size)
+    second = near[first, rng.integers(near.shape[1], size=size)]
+    grown = 0.1 / np.sqrt(vectors.shape[1]) * rng.standard_normal((size, vectors.shape[1]), dtype=np.float32)
+    share = rng.random((size, 1), dtype=np.float32)
+    return normalise(grown + (1 - share) * vectors[first] + share * vectors[second])
+
+
 def recall_at_k(found, true) -> float:
     """Return the mean share of the true neighbours' ids (m, k) that are anywhere among the found ids (m, any)."""
     return float(np.mean([np.isin(t, f).mean() for t, f in zip(np.asarray(true), np.asarray(found), strict=True)]))

@@ -13,20 +13,32 @@ import numpy as np
 import PIL.ImageOps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from imgsim.sources.decode import open_image
 
-INK, QUIET, RIGHT, WRONG = "#1f2933", "#8a94a0", "#2a7d4f", "#b5442e"
-STYLE: dict[Any, Any] = {
+INK, QUIET, RIGHT, WRONG, PROBE = "#1f2933", "#8a94a0", "#2a7d4f", "#b5442e", "#d98e04"
+COLOURS = ("#2f6690", "#d98e04", "#7a5195", "#2a7d4f", "#b5442e", "#8a94a0")
+SCRIPTS = (  # fonts with the characters that matplotlib's own lacks; those that are installed are used
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Droid Sans Fallback", "WenQuanYi Zen Hei"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Thonburi", "Arial Unicode MS", "Noto Sans Thai"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Leelawadee UI", "Nirmala UI", "Noto Sans Devanagari"),
+)
+FONTS = ["DejaVu Sans", *(name for name in SCRIPTS if name in {font.name for font in fontManager.ttflist})]
+STYLE: dict[str, Any] = {
     "axes.edgecolor": QUIET,
     "axes.grid": True,
     "axes.labelcolor": INK,
+    "axes.prop_cycle": plt.cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlesize": 11,
+    "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "figure.constrained_layout.use": True,
-    "figure.dpi": 80,
+    "figure.dpi": 110,
+    "font.family": FONTS,
+    "font.size": 9,
     "grid.alpha": 0.25,
     "legend.frameon": False,
 }
@@ -34,8 +46,8 @@ STYLE: dict[Any, Any] = {
 
 def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.3) -> tuple[Figure, np.ndarray]:
     """Make a figure in the tutorial's style; return it and its axes in one flat array (rows * columns,)."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    plt.rcParams.update(STYLE)  # for good: titles and legends come later, and take what holds then
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     return figure, axes.ravel()
 
 
@@ -44,15 +56,26 @@ def one_axis() -> Axes:
     return panels(1, width=6)[1][0]
 
 
+def readable(text: str, otherwise: str) -> str:
+    """Return a text as a figure can show it, cut to 22 characters; `otherwise` if no font has its characters."""
+    if not all(any(get_font(findfont(name)).get_char_index(ord(letter)) for name in FONTS) for letter in text):
+        return otherwise
+    return (text if len(text) <= 22 else f"{text[:21]}…").replace("$", r"\$")  # a dollar sign is no mathematics
+
+
 def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
-    """Show images (anything that `open_image` takes) with coloured captions above, in rows of `columns`."""
+    """Show images (anything that `open_image` takes) with coloured captions above, in rows of `columns`.
+
+    A line of a caption that no font can show is replaced by the image's number in this picture.
+    """
     columns = min(columns, len(images))
-    figure, axes = panels(columns, -(-len(images) // columns), 1.55, 1.9)
+    figure, axes = panels(columns, -(-len(images) // columns), 1.62, 2.0)
     for axis in axes:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
-        axis.imshow(PIL.ImageOps.pad(open_image(image), (128, 128), color="white"))
-        axis.set_title(str(labels[i]), fontsize=7, color=colours[i] if colours else INK, fontweight="normal")
+        axis.imshow(PIL.ImageOps.pad(open_image(image), (150, 150), color="white"))
+        caption = "\n".join(readable(line, f"image {i}") for line in str(labels[i]).split("\n"))
+        axis.set_title(caption, fontsize=9, color=colours[i] if colours else INK, fontweight="normal")
     return figure
 
 
@@ -76,13 +99,11 @@ def label_name(dataset, label: int) -> str:
 def visualize_lsh(lsh_builder, dataset, query: int = 0, top_k: int = 5) -> Figure:
     """Query an index with one image and show it with its `top_k` matches, see `plot_matches`."""
     matches = lsh_builder.query(dataset[1][query]["image"], top_k=top_k)
-    pairs = zip(matches.overlap, matches.cosine, strict=True)
-    scores = [f"overlap {overlap:.1f}, cosine {cosine:.2f}" for overlap, cosine in pairs]
-    return plot_matches(dataset, query, matches.ids, scores)
+    return plot_matches(dataset, query, matches.ids, [f"cosine {cosine:.2f}" for cosine in matches.cosine])
 
 
 def plot_matches(dataset, query: int, ids, scores) -> Figure:
-    """Show a query with its matches; a match's caption is green if its label is the query's, else red.
+    """Show a query, in a frame, with its matches; a match with the query's label is green and has a ✓, else red, ✗.
 
     Args:
         dataset: (candidates, queries), as `candidates_and_queries` returns them.
@@ -93,15 +114,100 @@ def plot_matches(dataset, query: int, ids, scores) -> Figure:
     candidates, queries = dataset
     asked = queries[query]
     label = asked.get("labels")
-    images, captions, colours = [asked["image"]], [f"query\n{label_name(queries, label)}"], [INK]
+    images, captions, colours = [asked["image"]], [f"query {query}\n{label_name(queries, label)}"], [INK]
     for i, score in zip(ids, scores, strict=True):
         if i < 0:
             break
         match = candidates[int(i)]
+        mark, colour = (
+            ("", INK) if label in (None, -1) else ("✓ ", RIGHT) if match["labels"] == label else ("✗ ", WRONG)
+        )
         images.append(match["image"])
-        captions.append(f"{label_name(candidates, match.get('labels'))}\n{score}")
-        colours.append(INK if label in (None, -1) else RIGHT if match["labels"] == label else WRONG)
-    return plot_images(images, captions, colours)
+        captions.append(f"{mark}{label_name(candidates, match.get('labels'))}\n{score}")
+        colours.append(colour)
+    figure = plot_images(images, captions, colours)
+    figure.axes[0].add_artist(plt.Rectangle((0, 0), 1, 1, transform=figure.axes[0].transAxes, fill=False, lw=5, ec=INK))
+    return figure
+
+
+def plot_map(points: np.ndarray, images, groups=None, room: float = 0.07) -> Axes:
+    """Plot points (n, 2) as dots, coloured by group (n,) if there are any, and their images where there is room.
+
+    `room` is the least distance between two images, as a share of the map's width.
+    """
+    axis = panels(1, width=9.3, height=6.2)[1][0]
+    colours = np.array(COLOURS)[np.zeros(len(points), int) if groups is None else np.asarray(groups) % len(COLOURS)]
+    axis.scatter(*points.T, s=12, c=colours, linewidths=0)
+    room, shown = room * max(float(np.ptp(points[:, 0])), 1e-6), np.empty((0, 2))
+    for i, point in enumerate(points):
+        if (np.abs(shown - point).max(axis=1) > room).all():
+            shown = np.vstack([shown, point])
+            small = OffsetImage(PIL.ImageOps.fit(open_image(images[i]["image"]), (96, 96)), zoom=0.3)
+            axis.add_artist(AnnotationBbox(small, point, pad=0.06, bboxprops={"edgecolor": colours[i], "linewidth": 2}))
+    axis.set(xticks=[], yticks=[], aspect="equal", xlabel="first direction", ylabel="second direction")
+    return axis
+
+
+def plot_cells(points, projection, query=None, neighbour=None, probe: bool = False, axis: Axes | None = None) -> Axes:
+    """Plot the planes of a projection on a map of points (n, 2), and what a query finds there.
+
+    Args:
+        points: (n, 2).
+        projection: a Projection in two dimensions, which decides every cell, code and colour.
+        query: (2,), a star; its cells are shaded, and the points in them are green.
+        neighbour: (2,), a ring; green if it is found, else red.
+        probe: look across the plane nearest to the query in each table, too.
+    """
+    axis, mean = axis or one_axis(), projection.mean
+    reach = 1.1 * float(np.abs(points - mean).max()) or 1.0
+    axis.set(xlim=(mean[0] - reach, mean[0] + reach), ylim=(mean[1] - reach, mean[1] + reach), aspect="equal")
+    axis.set(xticks=[], yticks=[])
+    for normal in projection.planes.transpose(0, 2, 1).reshape(-1, 2):
+        axis.axline(mean, mean + normal[::-1] * (1, -1), color=INK, linewidth=1)
+    axis.scatter(*points.T, s=12, c=COLOURS[0] if query is None else QUIET, linewidths=0)
+    if query is None:
+        return axis
+    codes, margins = projection(query)[0], projection.margins(query)[0]
+    across = codes ^ (1 << np.abs(margins).argmin(axis=1)).astype(codes.dtype)
+    found = np.zeros(len(points) + 1, bool)
+    rows = np.vstack([points, query if neighbour is None else neighbour])
+    sides = np.linspace(-reach, reach, 200)
+    grid = mean + np.stack(np.meshgrid(sides, sides), axis=-1).reshape(-1, 2)
+    cells = projection(grid)
+    for colour, wanted in ((RIGHT, codes), (PROBE, across))[: 1 + probe]:
+        found |= (projection(rows) == wanted).any(axis=1)
+        for inside in (cells == wanted).T.reshape(-1, 200, 200):
+            axis.contourf(mean[0] + sides, mean[1] + sides, inside, [0.5, 1.5], colors=[colour], alpha=0.2)
+    if len(codes) == 1:
+        for code in np.unique(cells):
+            towards = grid[cells[:, 0] == code].mean(axis=0) - mean
+            place = mean + 0.9 * reach * towards / max(np.abs(towards).max(), 1e-9)
+            axis.text(*place, f"{code:0{len(margins[0])}b}", ha="center", va="center", family="monospace", fontsize=10)
+    axis.scatter(*points[found[:-1]].T, s=14, c=RIGHT, linewidths=0)
+    axis.plot(*query, "*", color=INK, markersize=18, markeredgecolor="white")
+    if neighbour is not None:
+        ring = RIGHT if found[-1] else WRONG
+        axis.plot(*neighbour, "o", color="white", markeredgecolor=ring, markersize=10, markeredgewidth=3)
+    return axis
+
+
+def plot_shares(steps: dict[str, tuple[float, float]], axis: Axes | None = None) -> Axes:
+    """Plot the tutorial's running picture: per named step, the share of candidates seen and of neighbours found."""
+    axis, lowest = axis or panels(1, width=6.4, height=4.2)[1][0], 1.1
+    axis.set(
+        xlim=(-0.02, 1.1), ylim=(-0.04, 1.1), xlabel="share of candidates seen", ylabel="share of neighbours found"
+    )
+    for name, (seen, found) in sorted(steps.items(), key=lambda step: (-step[1][1], -step[1][0])):
+        lowest = min(found, lowest - 0.065)  # names stand one below the other, however close the dots
+        axis.annotate(
+            name,
+            (seen, found),
+            (min(seen, 0.78) + 0.04, lowest),
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": QUIET},
+        )
+        axis.plot(seen, found, "o", color=COLOURS[0], markersize=7)
+    return axis
 
 
 def plot_lines(x, lines: dict, points: dict | None = None, axis: Axes | None = None) -> Axes:
@@ -112,7 +218,7 @@ def plot_lines(x, lines: dict, points: dict | None = None, axis: Axes | None = N
         if points and name in points:
             axis.plot(*points[name], "o", color=line.get_color(), markersize=5)
     if len(lines) > 1:
-        axis.legend(fontsize=8)
+        axis.legend()
     return axis
 
 
@@ -122,17 +228,6 @@ def plot_histograms(groups: dict, bins, axis: Axes | None = None) -> Axes:
     for name, values in groups.items():
         axis.hist(values, bins=bins, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name)
     axis.set(ylabel="share")
-    axis.legend(fontsize=8)
-    return axis
-
-
-def plot_bars(names, heights, axis: Axes | None = None) -> Axes:
-    """Plot one bar per name with its height above it."""
-    axis = axis or one_axis()
-    bars = axis.bar(names, heights, color="#4c78a8", width=0.6)
-    axis.bar_label(
-        bars, fmt=lambda height: f"{height:.0f}" if height >= 100 else f"{height:.2g}", fontsize=9, padding=2
-    )
-    axis.grid(visible=False, axis="x")
-    axis.margins(y=0.12)
+    if len(groups) > 1:
+        axis.legend()
     return axis

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset, Image
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -52,6 +53,16 @@ def render_folder(folder: str | os.PathLike, seed: int = 0, sizes: Mapping[str, 
             if not folder.is_dir():
                 raise
     return folder
+
+
+def traits_of(images: Dataset, seed: int = 0) -> list[Traits]:
+    """Sample the traits of rendered images again, from the seed and the names that `render_folder` gives to files."""
+    traits = []
+    for image in images.cast_column("image", Image(decode=False))["image"]:
+        name, number = Path(image["path"]).stem.split(".")  # bean_rust_train.12.jpg
+        label, split = name.rsplit("_", 1)
+        traits.append(sample_image(split, int(number) * len(CLASSES) + CLASSES.index(label), seed)[0])
+    return traits
 
 
 def builtin_folder() -> Path:

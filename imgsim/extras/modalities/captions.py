@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Image
 
-from imgsim.sources.builtin import sample_image
-from imgsim.sources.leaves import CLASSES, Traits
+from imgsim.sources.leaves import Traits
 
 Predicate = Callable[[Traits], bool]
 
@@ -83,16 +80,6 @@ MEANINGS: dict[str, dict[str, tuple[Predicate, tuple[str, ...]]]] = {
 ADJECTIVES = ("shade", "hue", "colour")
 LEAVES = ("leaf", "bean leaf", "leaf of a bean")
 OPENINGS = ("", "a photo of ", "this is ", "here is ")
-
-
-def traits_of(images: Dataset, seed: int = 0) -> list[Traits]:
-    """Sample the traits of rendered images again, from the seed and the names that `render_folder` gives to files."""
-    traits = []
-    for image in images.cast_column("image", Image(decode=False))["image"]:
-        name, number = Path(image["path"]).stem.split(".")  # bean_rust_train.12.jpg
-        label, split = name.rsplit("_", 1)
-        traits.append(sample_image(split, int(number) * len(CLASSES) + CLASSES.index(label), seed)[0])
-    return traits
 
 
 def facts_of(traits: Traits, rng: np.random.Generator | None = None) -> dict[str, str]:

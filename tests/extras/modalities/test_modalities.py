@@ -33,10 +33,10 @@ from transformers import (
 from imgsim import BuildLSHTable, load_encoder
 from imgsim.encoder import BUILTIN as LEAF_VIT
 from imgsim.extras.modalities import encoders as modalities
-from imgsim.extras.modalities.captions import ADJECTIVES, MEANINGS, caption, facts_of, fits, traits_of, unseen_facts
+from imgsim.extras.modalities.captions import ADJECTIVES, MEANINGS, caption, facts_of, fits, unseen_facts
 from imgsim.extras.modalities.encoders import TextEncoder, load_audio_encoder, load_dual_encoder
 from imgsim.hashing import normalise
-from imgsim.sources.builtin import render_folder, sample_image
+from imgsim.sources.builtin import render_folder, sample_image, traits_of
 from imgsim.sources.decode import open_image
 from imgsim.sources.leaves import CLASSES, render_leaf, sample_traits
 
