@@ -29,8 +29,8 @@ from .images import candidates_and_queries as candidates_and_queries
 from .images import labels_of as labels_of
 from .images import load_images as load_images
 from .index import BuildLSHTable as BuildLSHTable
-from .index import Matches as Matches
-from .index import SearchResult as SearchResult
+from .search.answers import Matches as Matches
+from .search.answers import SearchResult as SearchResult
 from .sources.builtin import traits_of as traits_of
 from .sources.cache import write_json as write_json
 from .sources.decode import open_image as open_image

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,64 +11,17 @@ from datasets import Dataset, IterableDataset
 
 from imgsim.hashing import Projection, check_integer, check_settings, normalise
 from imgsim.images import encode_labels, labels_of
+from imgsim.search.answers import Matches, SearchResult
 from imgsim.search.candidates import Candidates
 from imgsim.search.coder import Coder, draw_rotation
 from imgsim.search.layout import default_hash_size
 from imgsim.search.principal import check_planes, fit_projection
 from imgsim.search.snapshot import Snapshot
-from imgsim.tables import LSH, id_label
+from imgsim.tables import LSH
 
 SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "planes", "seed", "probes", "rerank")
 DRIFT = 0.25  # of the spread: from here on the planes no longer divide the candidates evenly
 NO_ENCODER = dict.fromkeys(("name", "digest", "pooling", "dtype"))  # what an index remembers if it has none
-
-
-@dataclass(frozen=True, eq=False)  # compared as a Mapping
-class Matches(Mapping):
-    """The ranked answer to one query, best first; also a mapping {"id_label": overlap}, as in the article.
-
-    Attributes:
-        ids: (t,) of the candidates; labels: (t,), -1 if there is none.
-        overlap: (t,) share of the tables in which query and match fall into the same bucket.
-        cosine: (t,) of query and match.
-        candidates: how many candidates the tables returned.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    overlap: np.ndarray
-    cosine: np.ndarray
-    candidates: int
-
-    @cached_property  # dict(matches) asks for every key
-    def _overlaps(self) -> dict[str, float]:
-        names = (id_label(*entry) for entry in zip(self.ids, self.labels, strict=True))
-        return dict(zip(names, self.overlap.tolist(), strict=True))
-
-    def __getitem__(self, id_label: str) -> float:
-        return self._overlaps[id_label]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._overlaps)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Ranked answers to m queries, best first.
-
-    Attributes:
-        ids: (m, t) int64, short rows padded with -1; cosines: (m, t) float32, padded with NaN; t is top_k, or the
-            number of candidates if that is less.
-        candidates_seen: (m,) in the buckets looked up; compared_exactly: (m,) by their cosine.
-    """
-
-    ids: np.ndarray
-    cosines: np.ndarray
-    candidates_seen: np.ndarray
-    compared_exactly: np.ndarray
 
 
 class BuildLSHTable:

@@ -16,7 +16,12 @@ from imgsim.search.candidates import arrays_of
 from imgsim.search.storage import ARRAYS
 from imgsim.tables import id_label
 
-PLAIN = {"hash_size": 8, "planes": "random", "probes": 0, "rerank": None}  # only the query's own buckets, and all in them compared
+PLAIN = {
+    "hash_size": 8,
+    "planes": "random",
+    "probes": 0,
+    "rerank": None,
+}  # only the query's own buckets, and all in them compared
 
 
 def mixture(n, m, dim=32, clusters=20):

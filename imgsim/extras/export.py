@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imgsim.index import BuildLSHTable, Matches, SearchResult
+from imgsim.index import BuildLSHTable
+from imgsim.search.answers import Matches, SearchResult
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.errors import require
 

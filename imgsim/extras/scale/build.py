@@ -70,7 +70,9 @@ def build_index(
     finished = target.finished(job_id)
     if "projection" not in finished:
         rows = coder_rows(coder or draw_coder(embeddings, source, hash_size, num_tables, seed, planes))
-        finished["projection"] = target.write_table("projection", job_id, pa.table({"vector": as_lists(rows)}), len(rows))
+        finished["projection"] = target.write_table(
+            "projection", job_id, pa.table({"vector": as_lists(rows)}), len(rows)
+        )
     coder = read_coder(target, finished["projection"], hash_size, num_tables)
     unhashed = [{"name": name, "file": file["name"]} for name, file in shards.items() if name not in finished]
     missing = [part for name, part in parts.items() if name not in finished]
@@ -107,9 +109,7 @@ def embeddings_version(manifest: dict) -> str:
     return short_digest([file["name"] for file in manifest["files"]])
 
 
-def draw_coder(
-    embeddings: Shards, source: dict, hash_size: int, num_tables: int, seed: int, planes: str
-) -> Coder:
+def draw_coder(embeddings: Shards, source: dict, hash_size: int, num_tables: int, seed: int, planes: str) -> Coder:
     """Sample a coder: planes and mean from embeddings taken evenly over all shards, and a rotation."""
     files = source["files"]
     if source["count"] > MEAN_ROWS:

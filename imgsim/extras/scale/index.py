@@ -14,7 +14,8 @@ from imgsim.extras.scale.buckets import nearest_codes
 from imgsim.extras.scale.build import embeddings_version, read_coder
 from imgsim.extras.scale.shards import Shards, SortedFile, as_array
 from imgsim.hashing import check_integer, code_dtype, normalise
-from imgsim.index import SETTINGS, SearchResult
+from imgsim.index import SETTINGS
+from imgsim.search.answers import SearchResult
 from imgsim.search.layout import has_starts
 from imgsim.search.snapshot import Snapshot
 from imgsim.search.storage import Blocks, array_specs, write_arrays

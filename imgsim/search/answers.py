@@ -1,0 +1,59 @@
+"""What a search answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from imgsim.tables import id_label
+
+
+@dataclass(frozen=True, eq=False)  # compared as a Mapping
+class Matches(Mapping):
+    """The ranked answer to one query, best first; also a mapping {"id_label": overlap}, as in the article.
+
+    Attributes:
+        ids: (t,) of the candidates; labels: (t,), -1 if there is none.
+        overlap: (t,) share of the tables in which query and match fall into the same bucket.
+        cosine: (t,) of query and match.
+        candidates: how many candidates the tables returned.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    overlap: np.ndarray
+    cosine: np.ndarray
+    candidates: int
+
+    @cached_property  # dict(matches) asks for every key
+    def _overlaps(self) -> dict[str, float]:
+        names = (id_label(*entry) for entry in zip(self.ids, self.labels, strict=True))
+        return dict(zip(names, self.overlap.tolist(), strict=True))
+
+    def __getitem__(self, id_label: str) -> float:
+        return self._overlaps[id_label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._overlaps)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Ranked answers to m queries, best first.
+
+    Attributes:
+        ids: (m, t) int64, short rows padded with -1; cosines: (m, t) float32, padded with NaN; t is top_k, or the
+            number of candidates if that is less.
+        candidates_seen: (m,) in the buckets looked up; compared_exactly: (m,) by their cosine.
+    """
+
+    ids: np.ndarray
+    cosines: np.ndarray
+    candidates_seen: np.ndarray
+    compared_exactly: np.ndarray
