@@ -155,9 +155,7 @@ class Candidates:
                 raise ValueError(f"A mask needs one value for each of the {len(known)} candidates, not {ids.shape}.")
             ids = known[ids]
         if ids.size and ids.dtype.kind not in "iu":
-            raise ValueError(
-                f"Candidates are removed by their ids, whole numbers, or by a mask, not by {ids.tolist()[0]!r}."
-            )
+            raise ValueError(f"Candidates are removed by ids, whole numbers, or by a mask, not by {ids.tolist()[0]!r}.")
         ids = np.unique(ids.astype(np.int64))
         with self._lock:
             state, now = self._state, self.current
