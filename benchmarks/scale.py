@@ -87,9 +87,9 @@ def time_tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
     seconds = time.perf_counter() - start
     ended.set()
     print(f"build: {seconds:.1f} s, Ray's start and end included; {(peak[0] - before) / 1e9:.2f} GB at most")
-    sizes = {"embeddings": stored["files"], "signatures": [], "tables": []}
+    sizes = {"embeddings": stored["files"], "sketches": [], "tables": []}
     for file in manifest["files"]:
-        sizes["tables" if "place" in file else "signatures"].append(file)
+        sizes["tables" if "place" in file else "sketches"].append(file)
     for name, files in sizes.items():
         print(f"{name}: {sum(file['bytes'] for file in files) / count:.1f} bytes per image in {len(files)} files")
     start = time.perf_counter()
