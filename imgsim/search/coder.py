@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from imgsim.hashing import Projection, code_dtype
-from imgsim.search.products import encode_block
+from imgsim.search.products import encode_block, write_margins
 from imgsim.search.threads import run_blocks
 
 ROWS = 64  # encoded at a time
@@ -59,6 +59,13 @@ class Coder:
 
         run_blocks(encode, count, ROWS)
         return codes, sketches
+
+    def margins(self, queries: np.ndarray) -> np.ndarray:
+        """Return the margins (m, L, k) of queries (m, d), to the last bit those by which `encode` and a search go."""
+        num_tables, _, hash_size = self.projection.planes.shape
+        margins = np.empty((len(queries), num_tables * hash_size), np.float32)
+        write_margins(np.ascontiguousarray(queries), self.compiled, self.rotation.shape[1] // 64, margins)
+        return margins.reshape(-1, num_tables, hash_size)
 
     @cached_property
     def compiled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -44,6 +44,16 @@ def project(product, planes, margins):
             margins[j] += product[x] * planes[x, j]
 
 
+@njit(cache=True)
+def write_margins(vectors, coder, words, margins):
+    """Write the margins (n, L k) of vectors (n, d) to all planes of a coder whose sketches have so many words."""
+    mean, matrix, planes = coder
+    products = np.empty((1, matrix.shape[1]), np.float32)
+    for i in range(len(vectors)):
+        multiply(vectors[i : i + 1], mean, matrix, products)
+        project(products[0, : matrix.shape[1] - 64 * words], planes, margins[i])
+
+
 @njit(nogil=True, cache=True)
 def encode_block(vectors, coder, codes, sketches, factors):
     """Write the codes (b, L) and sketches (b, words + 1) of vectors (b, d), see Coder.

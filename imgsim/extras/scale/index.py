@@ -68,7 +68,7 @@ class ShardedIndex:
         if compare_all:
             ids = self._all_ids()
         else:
-            ids = self._ids_in(nearest_codes(queries, self.coder, min(1 + probes, 1 << self.hash_size)))
+            ids = self._ids_in(nearest_codes(self.coder.margins(queries), min(1 + probes, 1 << self.hash_size)))
         codes, sketches = self._sketches(ids)
         best, seen = np.arange(len(ids)), None
         if not compare_all:
