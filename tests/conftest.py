@@ -134,3 +134,20 @@ def real():
     if not folder:
         pytest.skip("IMGSIM_REAL_DATA names no folder of real photographs and checkpoints")
     return Path(folder)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Papermill executes notebooks in the test's own process: there is no kernel that has to load torch again."""
+    from IPython.core.inputtransformer2 import TransformerManager
+    from papermill.engines import Engine, papermill_engines
+
+    class InThisProcess(Engine):
+        @classmethod
+        def execute_managed_notebook(cls, manager, *args, **settings):
+            names = {}
+            for cell in manager.nb.cells:
+                if cell.cell_type == "code":
+                    exec(TransformerManager().transform_cell(cell.source), names)
+
+    monkeypatch.setitem(papermill_engines._engines, None, InThisProcess)

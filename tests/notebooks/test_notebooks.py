@@ -139,12 +139,10 @@ def test_inference_has_sliders_only_when_asked(image_folder, checkpoint):
 
 
 @pytest.mark.parametrize("start", ["", "a ViT to fine-tune"])
-def test_checkpoint_notebook_trains_and_saves_at_toy_scale(start, tmp_path, image_folder, checkpoint):
+def test_checkpoint_notebook_trains_and_saves_at_toy_scale(start, tmp_path, image_folder, checkpoint, in_this_process):
     settings = {"dataset": str(image_folder), "checkpoint": str(checkpoint) if start else "", "output": str(tmp_path)}
     settings |= {"epochs": 1, "finishing": 1, "batch_size": 8}
-    papermill.execute_notebook(
-        str(PATHS[0]), str(tmp_path / "out.ipynb"), settings, progress_bar=False, execution_timeout=PATIENCE
-    )
+    papermill.execute_notebook(str(PATHS[0]), str(tmp_path / "out.ipynb"), settings, progress_bar=False)
     encoder = load_encoder(tmp_path / "checkpoint", device="cpu")
     assert encoder.dim == (32 if start else 192)
     assert encoder.digest != load_encoder(checkpoint, device="cpu").digest

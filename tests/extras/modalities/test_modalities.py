@@ -271,7 +271,7 @@ def test_bad_sounds_and_models_of_something_else_are_refused(checkpoint, refused
 # The notebooks
 
 
-def test_training_notebook_saves_a_dual_encoder_at_toy_scale(tmp_path, monkeypatch):
+def test_training_notebook_saves_a_dual_encoder_at_toy_scale(tmp_path, monkeypatch, in_this_process):
     monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path))
     settings = {"leaves": 9, "epochs": 1, "batch_size": 4, "output": str(tmp_path)}
     papermill.execute_notebook(
@@ -283,7 +283,7 @@ def test_training_notebook_saves_a_dual_encoder_at_toy_scale(tmp_path, monkeypat
     assert card["model_type"] == "vision-text-dual-encoder"
 
 
-def test_notebook_searches_other_images_with_another_checkpoint(tmp_path, tokenizer, image_folder):
+def test_notebook_searches_other_images_with_another_checkpoint(tmp_path, tokenizer, image_folder, in_this_process):
     folder = save_dual(tmp_path / "clip", "clip", tokenizer)
     settings = {"dataset": str(image_folder), "checkpoint": str(folder), "captions": "a dark leaf; a pale leaf"}
     settings |= {"hash_size": 4, "probes": 0, "output": str(tmp_path)}

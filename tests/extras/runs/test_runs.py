@@ -70,21 +70,9 @@ def test_run_json_holds_all_that_decides_a_result(toy_run):
 
 
 @pytest.fixture
-def quick_runs(monkeypatch):
-    """Runs of notebooks 3 and 4 only, which make all that a repetition compares, without kernels that load torch."""
-    from IPython.core.inputtransformer2 import TransformerManager
-    from papermill.engines import Engine, papermill_engines
-
-    class InThisProcess(Engine):
-        @classmethod
-        def execute_managed_notebook(cls, manager, *args, **settings):
-            names = {}
-            for cell in manager.nb.cells:
-                if cell.cell_type == "code":
-                    exec(TransformerManager().transform_cell(cell.source), names)
-
+def quick_runs(monkeypatch, in_this_process):
+    """Runs of notebooks 3 and 4 only, which make all that a repetition compares."""
     monkeypatch.setattr("imgsim.extras.runs.run.NOTEBOOKS", NOTEBOOKS[2:])
-    monkeypatch.setitem(papermill_engines._engines, None, InThisProcess)
 
 
 def test_repeat_says_metric_by_metric_that_a_run_came_out_the_same(toy_run, capsys, quick_runs):
