@@ -191,21 +191,18 @@ def plot_cells(points, projection, query=None, neighbour=None, probe: bool = Fal
     return axis
 
 
-def plot_shares(steps: dict[str, tuple[float, float]], axis: Axes | None = None) -> Axes:
+def plot_shares(steps: dict[str, tuple[float, float]]) -> Axes:
     """Plot the tutorial's running picture: per named step, the share of candidates seen and of neighbours found."""
-    axis, lowest = axis or panels(1, width=6.4, height=4.2)[1][0], 1.1
+    axis, lowest = panels(1, width=6.4, height=4.2)[1][0], 1.1
+    axis.plot(*zip(*steps.values(), strict=True), color=QUIET, linewidth=1, alpha=0.5)
     axis.set(
-        xlim=(-0.02, 1.1), ylim=(-0.04, 1.1), xlabel="share of candidates seen", ylabel="share of neighbours found"
+        xlim=(-0.03, 1.1), ylim=(-0.04, 1.1), xlabel="share of candidates seen", ylabel="share of neighbours found"
     )
-    for name, (seen, found) in sorted(steps.items(), key=lambda step: (-step[1][1], -step[1][0])):
-        lowest = min(found, lowest - 0.065)  # names stand one below the other, however close the dots
-        axis.annotate(
-            name,
-            (seen, found),
-            (min(seen, 0.78) + 0.04, lowest),
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": QUIET},
-        )
+    ordered = sorted(steps.items(), key=lambda step: (-step[1][1], -step[1][0]))
+    for below, (name, (seen, found)) in zip(range(len(steps))[::-1], ordered, strict=True):
+        lowest = max(min(found, lowest - 0.065), 0.065 * below)  # names stand one below the other
+        place, line = (min(seen, 0.78) + 0.04, lowest), {"arrowstyle": "-", "color": QUIET}
+        axis.annotate(name, (seen, found), place, va="center", arrowprops=line)
         axis.plot(seen, found, "o", color=COLOURS[0], markersize=7)
     return axis
 
