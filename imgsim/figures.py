@@ -6,47 +6,26 @@ The plots draw on the axes given, or on a new figure's, and return them; `axis.s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.ImageOps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from imgsim.sources.decode import open_image
+from imgsim.sources.fonts import FONTS, readable
 
 INK, QUIET, RIGHT, WRONG, PROBE = "#1f2933", "#8a94a0", "#2a7d4f", "#b5442e", "#d98e04"
 COLOURS = ("#2f6690", "#d98e04", "#7a5195", "#2a7d4f", "#b5442e", "#8a94a0")
-SCRIPTS = (  # fonts with the characters that matplotlib's own lacks; those that are installed are used
-    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Droid Sans Fallback", "WenQuanYi Zen Hei"),
-    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Thonburi", "Arial Unicode MS", "Noto Sans Thai"),
-    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Leelawadee UI", "Nirmala UI", "Noto Sans Devanagari"),
-)
-FONTS = ["DejaVu Sans", *(name for name in SCRIPTS if name in {font.name for font in fontManager.ttflist})]
-STYLE: dict[str, Any] = {
-    "axes.edgecolor": QUIET,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.prop_cycle": plt.cycler(color=COLOURS),
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 110,
-    "font.family": FONTS,
-    "font.size": 9,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
+STYLE = Path(__file__).parent / "assets" / "imgsim.mplstyle"
 
 
 def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.3) -> tuple[Figure, np.ndarray]:
     """Make a figure in the tutorial's style; return it and its axes in one flat array (rows * columns,)."""
-    plt.rcParams.update(STYLE)  # for good: titles and legends come later, and take what holds then
+    plt.style.use(STYLE)  # for good: titles and legends come later, and take what holds then
+    plt.rcParams["font.family"] = FONTS
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     return figure, axes.ravel()
 
@@ -54,13 +33,6 @@ def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.3)
 def one_axis() -> Axes:
     """Return the axes of a new figure that holds one plot."""
     return panels(1, width=6)[1][0]
-
-
-def readable(text: str, otherwise: str) -> str:
-    """Return a text as a figure can show it, cut to 22 characters; `otherwise` if no font has its characters."""
-    if not all(any(get_font(findfont(name)).get_char_index(ord(letter)) for name in FONTS) for letter in text):
-        return otherwise
-    return (text if len(text) <= 22 else f"{text[:21]}…").replace("$", r"\$")  # a dollar sign is no mathematics
 
 
 def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
