@@ -87,13 +87,10 @@ def plot_matches(dataset, query: int, ids, scores) -> Figure:
     asked = queries[query]
     label = asked.get("labels")
     images, captions, colours = [asked["image"]], [f"query {query}\n{label_name(queries, label)}"], [INK]
-    for i, score in zip(ids, scores, strict=True):
-        if i < 0:
-            break
+    for i, score in [match for match in zip(ids, scores, strict=True) if match[0] >= 0]:
         match = candidates[int(i)]
-        mark, colour = (
-            ("", INK) if label in (None, -1) else ("✓ ", RIGHT) if match["labels"] == label else ("✗ ", WRONG)
-        )
+        right = None if label in (None, -1) else match["labels"] == label
+        mark, colour = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}[right]
         images.append(match["image"])
         captions.append(f"{mark}{label_name(candidates, match.get('labels'))}\n{score}")
         colours.append(colour)
@@ -132,8 +129,8 @@ def plot_cells(points, projection, query=None, neighbour=None, probe: bool = Fal
     """
     axis, mean = axis or one_axis(), projection.mean
     reach = 1.1 * float(np.abs(points - mean).max()) or 1.0
-    axis.set(xlim=(mean[0] - reach, mean[0] + reach), ylim=(mean[1] - reach, mean[1] + reach), aspect="equal")
-    axis.set(xticks=[], yticks=[])
+    sides = np.linspace(-reach, reach, 200)
+    axis.set(xlim=mean[0] + sides[[0, -1]], ylim=mean[1] + sides[[0, -1]], aspect="equal", xticks=[], yticks=[])
     for normal in projection.planes.transpose(0, 2, 1).reshape(-1, 2):
         axis.axline(mean, mean + normal[::-1] * (1, -1), color=INK, linewidth=1)
     axis.scatter(*points.T, s=12, c=COLOURS[0] if query is None else QUIET, linewidths=0)
@@ -143,7 +140,6 @@ def plot_cells(points, projection, query=None, neighbour=None, probe: bool = Fal
     across = codes ^ (1 << np.abs(margins).argmin(axis=1)).astype(codes.dtype)
     found = np.zeros(len(points) + 1, bool)
     rows = np.vstack([points, query if neighbour is None else neighbour])
-    sides = np.linspace(-reach, reach, 200)
     grid = mean + np.stack(np.meshgrid(sides, sides), axis=-1).reshape(-1, 2)
     cells = projection(grid)
     for colour, wanted in ((RIGHT, codes), (PROBE, across))[: 1 + probe]:
@@ -158,8 +154,7 @@ def plot_cells(points, projection, query=None, neighbour=None, probe: bool = Fal
     axis.scatter(*points[found[:-1]].T, s=14, c=RIGHT, linewidths=0)
     axis.plot(*query, "*", color=INK, markersize=18, markeredgecolor="white")
     if neighbour is not None:
-        ring = RIGHT if found[-1] else WRONG
-        axis.plot(*neighbour, "o", color="white", markeredgecolor=ring, markersize=10, markeredgewidth=3)
+        axis.plot(*neighbour, "o", color="white", mec=RIGHT if found[-1] else WRONG, markersize=10, mew=3)
     return axis
 
 
@@ -168,7 +163,7 @@ def plot_shares(steps: dict[str, tuple[float, float]]) -> Axes:
     axis, lowest = panels(1, width=6.4, height=4.2)[1][0], 1.1
     axis.plot(*zip(*steps.values(), strict=True), color=QUIET, linewidth=1, alpha=0.5)
     axis.set(
-        xlim=(-0.03, 1.1), ylim=(-0.04, 1.1), xlabel="share of candidates seen", ylabel="share of neighbours found"
+        xlabel="share of candidates seen", ylabel="share of neighbours found", xlim=(-0.03, 1.1), ylim=(-0.04, 1.1)
     )
     ordered = sorted(steps.items(), key=lambda step: (-step[1][1], -step[1][0]))
     for below, (name, (seen, found)) in zip(range(len(steps))[::-1], ordered, strict=True):
