@@ -211,8 +211,7 @@ def select(keys, rerank, bins):
     while bins[limit] <= room:
         room -= bins[limit]
         limit -= 1
-    kept, edge = 0, np.empty(bins[limit], np.int64)
-    at_edge = 0
+    kept, at_edge, edge = 0, 0, np.empty(bins[limit], np.int64)
     for key in keys:
         bin = (key - low) >> shift
         if bin > limit:
