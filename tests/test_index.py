@@ -287,7 +287,7 @@ def test_a_dimension_that_is_not_the_model_s_is_refused(encoder, refused):
 
 
 def test_a_checkpoint_may_be_given_by_its_folder(checkpoint, index, images):
-    again = BuildLSHTable(str(checkpoint), batch_size=8).build(images["train"])  # on a GPU, if there is one
+    again = BuildLSHTable(str(checkpoint), batch_size=8, **PLAIN).build(images["train"])  # on a GPU, if there is one
     assert (again.lsh.codes == index.lsh.codes).mean() > 0.99
 
 
@@ -614,6 +614,6 @@ def test_real_embeddings_are_found_as_measured(real):
 
 def test_matches_become_a_dictionary_in_one_pass(monkeypatch):
     named = []
-    monkeypatch.setattr("imgsim.index.id_label", lambda *entry: named.append(entry) or str(entry))
+    monkeypatch.setattr("imgsim.search.answers.id_label", lambda *entry: named.append(entry) or str(entry))
     rows = np.arange(50)
     assert len(dict(Matches(rows, rows, rows / 50, rows / 50, 50))) == len(named) == 50

@@ -80,6 +80,8 @@ class ShardedIndex:
         comparing = self._snapshot(normalise(vectors), ids[best], codes[best], sketches[best])
         rows, cosines, held, compared = comparing.search(queries, top_k, probes, rerank, compare_all)
         found = np.where(rows >= 0, ids[best][rows], -1) if rows.size else rows
+        short = ((0, 0), (0, min(top_k, len(self)) - found.shape[1]))  # fewer were compared than places are asked for
+        found, cosines = np.pad(found, short, constant_values=-1), np.pad(cosines, short, constant_values=np.nan)
         return SearchResult(found, cosines, held if seen is None else seen, compared)
 
     def _snapshot(self, vectors: np.ndarray, ids: np.ndarray, codes: np.ndarray, sketches: np.ndarray) -> Snapshot:
