@@ -40,19 +40,19 @@ def principal_directions(vectors: np.ndarray, hash_size: int) -> np.ndarray:
     """Find the directions (d, r) in which vectors (n, d) differ most, strongest first.
 
     There are as many as a code has bits: fewer candidates are then looked up than with any larger number, on all real
-    embeddings tried (benchmarks/README.md). A round cloud has no such directions, so that all are returned, and none
-    if all vectors are equal.
+    embeddings tried (benchmarks/README.md). A round cloud has no such directions, so that the axes are returned, and
+    none if all vectors are equal.
     """
     sample = vectors[:: -(-len(vectors) // SAMPLE)]
     centred = sample - sample.mean(axis=0)
     variances, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64))
-    variances, directions = np.maximum(variances[::-1], 0), directions[:, ::-1]
+    variances, directions, dim = np.maximum(variances[::-1], 0), directions[:, ::-1], len(variances)
     least = max(1e-6 * variances[0], 1e-12 * len(sample))  # what is below comes from rounding
-    used = int((variances > least).sum())
-    # The participation ratio counts the directions that a cloud uses. A round one that is sampled n times has about:
-    round_ratio = len(variances) * len(sample) / (len(variances) + len(sample))
-    if used and variances.sum() ** 2 / np.square(variances).sum() < ROUND * round_ratio:
-        used = min(used, hash_size)
+    used = min(hash_size, int((variances > least).sum()))
+    # The participation ratio counts the directions that a cloud uses; a round one of n vectors has about d n / (d + n).
+    round_ratio = dim * len(sample) / (dim + len(sample))
+    if used and variances.sum() ** 2 / np.square(variances).sum() > ROUND * round_ratio:
+        return np.eye(dim, dtype=np.float32)
     directions = directions[:, :used]
     signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(used)])  # eigh leaves them open
     return np.ascontiguousarray(directions * signs, dtype=np.float32)
