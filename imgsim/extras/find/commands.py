@@ -104,7 +104,8 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
 
     builtin = str(PACKAGE / "assets" / "leaf-captions") if words else "builtin"
     kept = FolderIndex(plain_path(folder), checkpoint, builtin)
-    said = [f"{len(kept.index):,} images ({kept.embedded:,} new), checkpoint {kept.checkpoint}"]
+    count = sum(map(len, kept.paths.values()))
+    said = [f"{count:,} images ({kept.embedded:,} newly embedded), checkpoint {kept.checkpoint}"]
     problems = [f"left out: {printable(path)} ({why})" for path, why in kept.skipped.items()]
     said += problems[:shown]
     if more := len(problems[len(said) - 1 :]):
