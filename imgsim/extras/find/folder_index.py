@@ -34,8 +34,8 @@ from imgsim.sources.names import is_onnx, split_checkpoint
 
 FORMAT = 1  # of the manifest
 MANIFEST = "manifest.json"
-# All 256 buckets are looked up, so nothing near is missed; an answer still takes less time than loading a checkpoint.
-SETTINGS = {"hash_size": 8, "num_tables": 10, "probes": 255, "rerank": None}
+# Up to this many images are all compared with a query: that takes less time than loading a checkpoint.
+SETTINGS = {"rerank": 20_000}
 BATCH = 1024  # images whose embeddings are written together: when work is killed, no more are lost
 
 
