@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 CHECKPOINT = "a checkpoint as for run (default: the one last used for this folder, else builtin)"
@@ -76,11 +76,10 @@ def four_numbers(text: str) -> tuple[int, ...]:
 @contextmanager
 def only_the_answer(quiet: bool):
     """Send what libraries print to stderr, and with `quiet` nowhere."""
-    with ExitStack() as stack:
-        if quiet:
-            stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
-        stack.enter_context(redirect_stdout(sys.stderr))
-        yield
+    with open(os.devnull, "w") as nowhere:
+        place = nowhere if quiet else sys.stderr
+        with redirect_stdout(place), redirect_stderr(place):
+            yield
 
 
 def is_image_folder(source: str) -> bool:
@@ -122,12 +121,16 @@ def find_answer(options: argparse.Namespace) -> str:
     from imgsim.extras.find import answers as form
     from imgsim.extras.find import folder_index
     from imgsim.hashing import check_integer
+    from imgsim.sources.decode import open_image
 
     check_integer(options.top_k, "top_k", 1)
     *photos, folder = options.paths
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder!r} is no folder; the folder to find images in comes last.")
     for photo in photos:
         if "://" in photo and not os.path.exists(photo):
             raise ValueError(f"{photo!r} is an address; download the photo first, such as with: curl -O {photo}")
+        open_image(photo)  # before a folder is embedded, which may take long
     kept = open_folder(folder, options.checkpoint, bool(options.text))
     queries, embeddings = [form.plain_path(photo) for photo in photos], []
     if queries:

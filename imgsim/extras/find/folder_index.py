@@ -27,7 +27,7 @@ from imgsim.extras.runs.inputs import find_inputs
 from imgsim.extras.runs.settings import complete_settings
 from imgsim.index import BuildLSHTable
 from imgsim.sources.cache import atomic_write, cache_folder, write_json
-from imgsim.sources.decode import DECODER_VERSION
+from imgsim.sources.decode import DECODER_VERSION, open_image
 from imgsim.sources.folder import ImageFile, as_dataset, file_signature
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint
@@ -159,8 +159,6 @@ class FolderIndex:
         Raises:
             ValueError: a photo cannot be read, or there is nothing in the crop.
         """
-        from imgsim.sources.decode import open_image
-
         images = [open_image(photo) for photo in photos]
         if crop:
             return self.encoder.embed([crop_image(image, crop) for image in images])
@@ -187,8 +185,7 @@ class FolderIndex:
     def load_all(self) -> tuple[Dataset, list[str], Any, np.ndarray]:
         """Return the images of all files, their paths, the encoder, and the vectors (n, d), for a report on them."""
         rows = {number: row for row, number in enumerate(self.index.ids.tolist())}
-        files = [(path, rows[number]) for number, paths in self.paths.items() for path in paths]
-        files.sort()
+        files = sorted((path, rows[number]) for number, paths in self.paths.items() for path in paths)
         images = as_dataset([ImageFile(Path(path).absolute(), ()) for path, _ in files], [])
         return images, [path for path, _ in files], self.encoder, self.index.vectors[[row for _, row in files]]
 

@@ -256,6 +256,11 @@ def test_what_cannot_be_answered_is_one_sentence(arguments, code, naming, photos
     assert not out and err.startswith("error: ") and naming in err and err.count("\n") == 1
 
 
+def test_a_photo_is_looked_at_before_the_folder(photos, checkpoint, tmp_path):
+    assert main(["find", "nowhere.jpg", str(photos), "--checkpoint", str(checkpoint)]) == 1
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_known_photo_needs_no_torch(photos, checkpoint):
     FolderIndex(photos, str(checkpoint))
     code = f"""
