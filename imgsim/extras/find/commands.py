@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 CHECKPOINT = "a checkpoint as for run (default: the one last used for this folder, else builtin)"
+GENERAL = "facebook/dinov2-small"
 SHOWN = 3  # skipped files named by find
 
 
@@ -89,6 +90,27 @@ def is_image_folder(source: str) -> bool:
     return os.path.isdir(source) and not os.path.exists(f"{source}/run.json") and not has_parquet(Path(source))
 
 
+def ask_for_checkpoint() -> str:
+    """Return the checkpoint for photos if it is here or the user wants it downloaded, else the built-in one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from imgsim.sources.hub import locate
+
+    if isinstance(try_to_load_from_cache(GENERAL, "model.safetensors"), str):
+        return GENERAL
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        print(
+            f"The built-in checkpoint knows only rendered leaves. Download {GENERAL} (88 MB)? [Y/n] ", file=sys.stderr
+        )
+        if sys.stdin.readline().strip().lower() in ("", "y", "yes"):
+            try:
+                locate(GENERAL, "checkpoint")
+                return GENERAL
+            except ConnectionError as error:
+                print(error, file=sys.stderr)
+    return "builtin"
+
+
 def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown: int | None = SHOWN):
     """Open the index of a folder, and say on stderr what it holds.
 
@@ -101,16 +123,16 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
     from imgsim.extras.find.folder_index import FolderIndex, printable
     from imgsim.extras.runs.environment import PACKAGE
 
-    builtin = str(PACKAGE / "assets" / "leaf-captions") if words else "builtin"
-    kept = FolderIndex(plain_path(folder), checkpoint, builtin)
+    captions = str(PACKAGE / "assets" / "leaf-captions")
+    kept = FolderIndex(plain_path(folder), checkpoint, (lambda: captions) if words else ask_for_checkpoint)
     count = sum(map(len, kept.paths.values()))
     said = [f"{count:,} images ({kept.embedded:,} newly embedded), checkpoint {kept.checkpoint}"]
     problems = [f"left out: {printable(path)} ({why})" for path, why in kept.skipped.items()]
     said += problems[:shown]
     if more := len(problems[len(said) - 1 :]):
         said.append(f"and {more:,} more files that cannot be read; imgsim index FOLDER lists them")
-    if kept.checkpoint == builtin:
-        general = "openai/clip-vit-base-patch32" if words else "facebook/dinov2-small"
+    if kept.checkpoint in ("builtin", captions):
+        general = "openai/clip-vit-base-patch32" if words else GENERAL
         said.append(f"The built-in checkpoint knows only rendered leaves; for photos take --checkpoint {general}")
     print("\n".join(said), file=sys.stderr)
     return kept

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import blake2b
@@ -61,19 +61,21 @@ class FolderIndex:
     Args:
         folder: of images; nothing is written into it.
         checkpoint: see `load_encoder`; by default the one that was last used for this folder.
-        default: taken if there is none yet.
+        default: returns the one to take if there is none yet; by default the built-in one.
 
     Raises:
         ValueError: there is no such folder or checkpoint, or no image can be read.
         ConnectionError: the checkpoint is on the Hub, which cannot be reached.
     """
 
-    def __init__(self, folder: str | os.PathLike, checkpoint: str | None = None, default: str = "builtin"):
+    def __init__(
+        self, folder: str | os.PathLike, checkpoint: str | None = None, default: Callable[[], str] | None = None
+    ):
         if not os.path.isdir(folder):
             raise ValueError(f"{os.fspath(folder)!r} is no folder of images.")
         self.folder, self.embedded = Path(folder), 0
         known_as = cache_folder(f"folders/{digest_of(os.path.realpath(folder))}")
-        checkpoint = checkpoint or last_checkpoint(known_as) or default
+        checkpoint = checkpoint or last_checkpoint(known_as) or (default() if default else "builtin")
         self.checkpoint = find_inputs(complete_settings({"checkpoint": checkpoint}))[0]["checkpoint"]
         self.place = known_as / digest_of(f"{FORMAT} {DECODER_VERSION} {SETTINGS} {self.checkpoint}")
         self.place.mkdir(exist_ok=True)

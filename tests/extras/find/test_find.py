@@ -17,6 +17,7 @@ from imgsim import BuildLSHTable, open_image
 from imgsim.extras.cli import main
 from imgsim.extras.find import folder_index
 from imgsim.extras.find.answers import plain_path, write_page
+from imgsim.extras.find.commands import GENERAL, ask_for_checkpoint
 from imgsim.extras.find.files import content_id
 from imgsim.extras.find.folder_index import FolderIndex, Match, printable
 
@@ -225,6 +226,35 @@ def test_words_find_images_where_the_encoder_is_dual(photos, capsys):
     out, err = capsys.readouterr()
     assert out.startswith("query,rank,path,cosine\ntext: a healthy leaf,1,") and out.count("\n") == 7
     assert "only rendered leaves" in err and "openai/clip" in err
+
+
+@pytest.mark.parametrize(
+    ("terminal", "answer", "hub", "expected"),
+    [
+        (False, "y", True, "builtin"),
+        (True, "\n", True, GENERAL),
+        (True, "n\n", True, "builtin"),
+        (True, "y\n", False, "builtin"),
+    ],
+)
+def test_the_checkpoint_for_photos_is_asked_for(terminal, answer, hub, expected, monkeypatch, capsys):
+    def locate(name, kind):
+        if not hub:
+            raise ConnectionError("the Hub cannot be reached")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
+    monkeypatch.setattr("imgsim.sources.hub.locate", locate)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    assert ask_for_checkpoint() == expected
+    said = capsys.readouterr().err
+    assert ("88 MB" in said) == terminal and ("cannot be reached" in said) == (not hub)
+
+
+def test_a_checkpoint_that_is_here_is_taken_without_a_question(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: "/cache/model.safetensors")
+    assert ask_for_checkpoint() == GENERAL
 
 
 @pytest.mark.parametrize(
