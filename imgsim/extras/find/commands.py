@@ -120,8 +120,9 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
         shown: files named that cannot be read, of all that there are.
     """
     from imgsim.extras.find.answers import plain_path
-    from imgsim.extras.find.folder_index import FolderIndex, printable
+    from imgsim.extras.find.folder_index import FolderIndex
     from imgsim.extras.runs.environment import PACKAGE
+    from imgsim.sources.folder import printable
 
     captions = str(PACKAGE / "assets" / "leaf-captions")
     kept = FolderIndex(plain_path(folder), checkpoint, (lambda: captions) if words else ask_for_checkpoint)
@@ -141,9 +142,9 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
 def find_answer(options: argparse.Namespace) -> str:
     """Search as the options say, and return what is to be printed."""
     from imgsim.extras.find import answers as form
-    from imgsim.extras.find import folder_index
     from imgsim.hashing import check_integer
     from imgsim.sources.decode import open_image
+    from imgsim.sources.folder import printable
 
     check_integer(options.top_k, "top_k", 1)
     *photos, folder = options.paths
@@ -168,7 +169,7 @@ def find_answer(options: argparse.Namespace) -> str:
         import webbrowser
 
         page = kept.place / "answer.html"
-        form.write_page(answers, f"Found in {folder_index.printable(folder)}", page)
+        form.write_page(answers, f"Found in {printable(folder)}", page)
         print(f"Page: {page}", file=sys.stderr)
         webbrowser.open(page.as_uri())
     if options.only_paths:

@@ -28,7 +28,7 @@ from imgsim.extras.runs.settings import complete_settings
 from imgsim.index import BuildLSHTable
 from imgsim.sources.cache import atomic_write, cache_folder, write_json
 from imgsim.sources.decode import DECODER_VERSION, open_image
-from imgsim.sources.folder import ImageFile, as_dataset, file_signature
+from imgsim.sources.folder import ImageFile, as_dataset, file_signature, printable
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint
 
@@ -199,11 +199,6 @@ class FolderIndex:
             matches = [Match(path, cosine) for number, cosine in pairs if number >= 0 for path in self.paths[number]]
             answers.append(matches[:top_k])
         return answers
-
-
-def printable(text: str) -> str:
-    """Return a text as it is, or with escapes if it could not be shown on one line."""
-    return text if text.isprintable() else ascii(text)
 
 
 def crop_image(image, crop: tuple[int, ...]):

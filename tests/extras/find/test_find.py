@@ -19,7 +19,8 @@ from imgsim.extras.find import folder_index
 from imgsim.extras.find.answers import plain_path, write_page
 from imgsim.extras.find.commands import GENERAL, ask_for_checkpoint
 from imgsim.extras.find.files import content_id
-from imgsim.extras.find.folder_index import FolderIndex, Match, printable
+from imgsim.extras.find.folder_index import FolderIndex, Match
+from imgsim.sources.folder import printable
 
 HOSTILE = ["two\nlines.png", "a 'quote\".png", "$HOME `x`.png", "-dash.png", "=1+1.png", b"\xff\xfe.png", "ü.png"]
 HOSTILE += ["n" * 246 + ".png", "<b>.png", "comma,tab\t.png"]
