@@ -152,7 +152,8 @@ def push_to_hub(
             rows="\n".join(f"| {key} | {value} |" for key, value in numbers.items()),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
-        api.upload_folder(repo_id=name, folder_path=folder, delete_patterns=FILES, commit_message="Upload an index")
+        files = [*FILES, "README.md", "gallery.png"]
+        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=files, delete_patterns=FILES)
     return f"https://huggingface.co/{name}"
 
 

@@ -102,6 +102,11 @@ def printable_path(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
+def printable(text: str) -> str:
+    """Return a text as it is, or with escapes if it could not be shown on one line."""
+    return text if text.isprintable() else ascii(text)
+
+
 def drop_common_folders(files: list[ImageFile]) -> None:
     """Drop the first folder as long as all files share it and it does not name a split."""
     while files and (first := files[0].folders[:1]) and first[0].lower() not in SPLIT_NAMES:

@@ -1,6 +1,7 @@
 """An index in other tools' forms gives the same neighbours."""
 
 import fnmatch
+import json
 import shutil
 from pathlib import Path
 
@@ -83,20 +84,22 @@ class StubHub:
     def create_repo(self, repo_id, private=False, exist_ok=False):
         (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
 
-    def upload_folder(self, repo_id, folder_path, delete_patterns, commit_message):
+    def upload_folder(self, repo_id, folder_path, allow_patterns, delete_patterns):
         for path in (self.root / repo_id).iterdir():
             if any(fnmatch.fnmatch(path.name, pattern) for pattern in delete_patterns):
                 path.unlink()
-        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True, ignore=others_than(allow_patterns))
 
     @classmethod
     def snapshot_download(cls, repo_id, revision=None, allow_patterns=()):
-        def others(_, names):
-            return [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)]
-
         target = cls.root / "cache" / repo_id
         shutil.rmtree(target, ignore_errors=True)
-        return str(shutil.copytree(cls.root / repo_id, target, ignore=others))
+        return str(shutil.copytree(cls.root / repo_id, target, ignore=others_than(allow_patterns)))
+
+
+def others_than(patterns):
+    """What copytree is to leave out: names that none of the patterns describes."""
+    return lambda _, names: [name for name in names if not any(fnmatch.fnmatch(name, part) for part in patterns)]
 
 
 def test_an_index_goes_to_the_hub_and_comes_back(index, tmp_path, monkeypatch):
@@ -104,12 +107,13 @@ def test_an_index_goes_to_the_hub_and_comes_back(index, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", StubHub)
     monkeypatch.setattr("huggingface_hub.snapshot_download", StubHub.snapshot_download)
     (tmp_path / "figure.png").write_bytes(b"picture")
-    BuildLSHTable().build_from_embeddings(np.eye(8)).save(tmp_path / "me" / "leaves")  # an earlier index
+    export.push_to_hub(BuildLSHTable().build_from_embeddings(np.eye(8)), "me/leaves")  # an earlier index
     address = export.push_to_hub(index, "me/leaves", {"recall_at_10": 0.987}, tmp_path / "figure.png")
     assert address.endswith("/me/leaves")
     names = {path.name for path in (tmp_path / "me" / "leaves").iterdir()}
-    assert {"README.md", "gallery.png", "manifest.json"} < names and len(names) == 3 + 9
-    assert all(name.endswith((".npy", ".json", ".md", ".png")) for name in names)
+    arrays = json.loads((tmp_path / "me" / "leaves" / "manifest.json").read_text())["arrays"]
+    expected_names = {"README.md", "gallery.png", "manifest.json"} | {f"{name}-{arrays[name]}.npy" for name in arrays}
+    assert names == expected_names
     card = (tmp_path / "me" / "leaves" / "README.md").read_text()
     assert "| hash_size | 4 |" in card and "| recall_at_10 | 0.987 |" in card and "200 images" in card
     again = export.load_from_hub("me/leaves").search(index.vectors[:20], 5)

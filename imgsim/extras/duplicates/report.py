@@ -106,7 +106,7 @@ def report_duplicates(title: str, load: Callable, threshold: float | None = None
     folder.mkdir(parents=True, exist_ok=True)
     write_table(groups, folder / "duplicates.csv")
     facts = [[member.facts(member is group[0]) for member in group] for group in groups]
-    write_json(folder / "duplicates.json", {"source": title, "threshold": threshold, "groups": facts})
+    write_json(folder / "duplicates.json", {"source": title, "threshold": round(threshold, 6), "groups": facts})
     more = [f"The first {SHOWN} groups are shown; duplicates.csv has all {len(groups):,}."] * (len(groups) > SHOWN)
     shown = [
         (f"Group {number}", [member.picture(member is group[0], title) for member in group])

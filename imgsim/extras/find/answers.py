@@ -10,8 +10,9 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
-from imgsim.extras.find.folder_index import Match, printable
+from imgsim.extras.find.folder_index import Match
 from imgsim.extras.runs.gallery import Picture, write_gallery
+from imgsim.sources.folder import printable
 
 
 class Answer(NamedTuple):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 CHECKPOINT = "a checkpoint as for run (default: the one last used for this folder, else builtin)"
+GENERAL = "facebook/dinov2-small"
 SHOWN = 3  # skipped files named by find
 
 
@@ -76,11 +77,10 @@ def four_numbers(text: str) -> tuple[int, ...]:
 @contextmanager
 def only_the_answer(quiet: bool):
     """Send what libraries print to stderr, and with `quiet` nowhere."""
-    with ExitStack() as stack:
-        if quiet:
-            stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
-        stack.enter_context(redirect_stdout(sys.stderr))
-        yield
+    with open(os.devnull, "w") as nowhere:
+        place = nowhere if quiet else sys.stderr
+        with redirect_stdout(place), redirect_stderr(place):
+            yield
 
 
 def is_image_folder(source: str) -> bool:
@@ -88,6 +88,27 @@ def is_image_folder(source: str) -> bool:
     from imgsim.sources.parquet import has_parquet
 
     return os.path.isdir(source) and not os.path.exists(f"{source}/run.json") and not has_parquet(Path(source))
+
+
+def ask_for_checkpoint() -> str:
+    """Return the checkpoint for photos if it is here or the user wants it downloaded, else the built-in one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from imgsim.sources.hub import locate
+
+    if isinstance(try_to_load_from_cache(GENERAL, "model.safetensors"), str):
+        return GENERAL
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        print(
+            f"The built-in checkpoint knows only rendered leaves. Download {GENERAL} (88 MB)? [Y/n] ", file=sys.stderr
+        )
+        if sys.stdin.readline().strip().lower() in ("", "y", "yes"):
+            try:
+                locate(GENERAL, "checkpoint")
+                return GENERAL
+            except ConnectionError as error:
+                print(error, file=sys.stderr)
+    return "builtin"
 
 
 def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown: int | None = SHOWN):
@@ -99,18 +120,20 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
         shown: files named that cannot be read, of all that there are.
     """
     from imgsim.extras.find.answers import plain_path
-    from imgsim.extras.find.folder_index import FolderIndex, printable
+    from imgsim.extras.find.folder_index import FolderIndex
     from imgsim.extras.runs.environment import PACKAGE
+    from imgsim.sources.folder import printable
 
-    builtin = str(PACKAGE / "assets" / "leaf-captions") if words else "builtin"
-    kept = FolderIndex(plain_path(folder), checkpoint, builtin)
-    said = [f"{len(kept.index):,} images ({kept.embedded:,} new), checkpoint {kept.checkpoint}"]
+    captions = str(PACKAGE / "assets" / "leaf-captions")
+    kept = FolderIndex(plain_path(folder), checkpoint, (lambda: captions) if words else ask_for_checkpoint)
+    count = sum(map(len, kept.paths.values()))
+    said = [f"{count:,} images ({kept.embedded:,} newly embedded), checkpoint {kept.checkpoint}"]
     problems = [f"left out: {printable(path)} ({why})" for path, why in kept.skipped.items()]
     said += problems[:shown]
     if more := len(problems[len(said) - 1 :]):
         said.append(f"and {more:,} more files that cannot be read; imgsim index FOLDER lists them")
-    if kept.checkpoint == builtin:
-        general = "openai/clip-vit-base-patch32" if words else "facebook/dinov2-small"
+    if kept.checkpoint in ("builtin", captions):
+        general = "openai/clip-vit-base-patch32" if words else GENERAL
         said.append(f"The built-in checkpoint knows only rendered leaves; for photos take --checkpoint {general}")
     print("\n".join(said), file=sys.stderr)
     return kept
@@ -119,14 +142,18 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
 def find_answer(options: argparse.Namespace) -> str:
     """Search as the options say, and return what is to be printed."""
     from imgsim.extras.find import answers as form
-    from imgsim.extras.find import folder_index
     from imgsim.hashing import check_integer
+    from imgsim.sources.decode import open_image
+    from imgsim.sources.folder import printable
 
     check_integer(options.top_k, "top_k", 1)
     *photos, folder = options.paths
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder!r} is no folder; the folder to find images in comes last.")
     for photo in photos:
         if "://" in photo and not os.path.exists(photo):
             raise ValueError(f"{photo!r} is an address; download the photo first, such as with: curl -O {photo}")
+        open_image(photo)  # before a folder is embedded, which may take long
     kept = open_folder(folder, options.checkpoint, bool(options.text))
     queries, embeddings = [form.plain_path(photo) for photo in photos], []
     if queries:
@@ -142,7 +169,7 @@ def find_answer(options: argparse.Namespace) -> str:
         import webbrowser
 
         page = kept.place / "answer.html"
-        form.write_page(answers, f"Found in {folder_index.printable(folder)}", page)
+        form.write_page(answers, f"Found in {printable(folder)}", page)
         print(f"Page: {page}", file=sys.stderr)
         webbrowser.open(page.as_uri())
     if options.only_paths:

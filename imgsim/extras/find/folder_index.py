@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import blake2b
@@ -27,15 +27,15 @@ from imgsim.extras.runs.inputs import find_inputs
 from imgsim.extras.runs.settings import complete_settings
 from imgsim.index import BuildLSHTable
 from imgsim.sources.cache import atomic_write, cache_folder, write_json
-from imgsim.sources.decode import DECODER_VERSION
-from imgsim.sources.folder import ImageFile, as_dataset, file_signature
+from imgsim.sources.decode import DECODER_VERSION, open_image
+from imgsim.sources.folder import ImageFile, as_dataset, file_signature, printable
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint
 
 FORMAT = 1  # of the manifest
 MANIFEST = "manifest.json"
-# All 256 buckets are looked up, so nothing near is missed; an answer still takes less time than loading a checkpoint.
-SETTINGS = {"hash_size": 8, "num_tables": 10, "probes": 255, "rerank": None}
+# Up to this many images are all compared with a query: that takes less time than loading a checkpoint.
+SETTINGS = {"rerank": 20_000}
 BATCH = 1024  # images whose embeddings are written together: when work is killed, no more are lost
 
 
@@ -61,19 +61,21 @@ class FolderIndex:
     Args:
         folder: of images; nothing is written into it.
         checkpoint: see `load_encoder`; by default the one that was last used for this folder.
-        default: taken if there is none yet.
+        default: returns the one to take if there is none yet; by default the built-in one.
 
     Raises:
         ValueError: there is no such folder or checkpoint, or no image can be read.
         ConnectionError: the checkpoint is on the Hub, which cannot be reached.
     """
 
-    def __init__(self, folder: str | os.PathLike, checkpoint: str | None = None, default: str = "builtin"):
+    def __init__(
+        self, folder: str | os.PathLike, checkpoint: str | None = None, default: Callable[[], str] | None = None
+    ):
         if not os.path.isdir(folder):
             raise ValueError(f"{os.fspath(folder)!r} is no folder of images.")
         self.folder, self.embedded = Path(folder), 0
         known_as = cache_folder(f"folders/{digest_of(os.path.realpath(folder))}")
-        checkpoint = checkpoint or last_checkpoint(known_as) or default
+        checkpoint = checkpoint or last_checkpoint(known_as) or (default() if default else "builtin")
         self.checkpoint = find_inputs(complete_settings({"checkpoint": checkpoint}))[0]["checkpoint"]
         self.place = known_as / digest_of(f"{FORMAT} {DECODER_VERSION} {SETTINGS} {self.checkpoint}")
         self.place.mkdir(exist_ok=True)
@@ -159,8 +161,6 @@ class FolderIndex:
         Raises:
             ValueError: a photo cannot be read, or there is nothing in the crop.
         """
-        from imgsim.sources.decode import open_image
-
         images = [open_image(photo) for photo in photos]
         if crop:
             return self.encoder.embed([crop_image(image, crop) for image in images])
@@ -187,8 +187,7 @@ class FolderIndex:
     def load_all(self) -> tuple[Dataset, list[str], Any, np.ndarray]:
         """Return the images of all files, their paths, the encoder, and the vectors (n, d), for a report on them."""
         rows = {number: row for row, number in enumerate(self.index.ids.tolist())}
-        files = [(path, rows[number]) for number, paths in self.paths.items() for path in paths]
-        files.sort()
+        files = sorted((path, rows[number]) for number, paths in self.paths.items() for path in paths)
         images = as_dataset([ImageFile(Path(path).absolute(), ()) for path, _ in files], [])
         return images, [path for path, _ in files], self.encoder, self.index.vectors[[row for _, row in files]]
 
@@ -200,11 +199,6 @@ class FolderIndex:
             matches = [Match(path, cosine) for number, cosine in pairs if number >= 0 for path in self.paths[number]]
             answers.append(matches[:top_k])
         return answers
-
-
-def printable(text: str) -> str:
-    """Return a text as it is, or with escapes if it could not be shown on one line."""
-    return text if text.isprintable() else ascii(text)
 
 
 def crop_image(image, crop: tuple[int, ...]):

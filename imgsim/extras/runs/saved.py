@@ -18,6 +18,7 @@ from imgsim.hashing import check_integer
 from imgsim.images import fingerprint, load_images
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import open_image
+from imgsim.sources.folder import printable
 
 TIMES = ("embed_images_per_second", "build_seconds", "query_ms")
 INPUTS = ("checkpoint", "images of the candidates", "images of the queries")
@@ -151,7 +152,7 @@ class SavedRun:
         """Return the image with this id, as `open_image` takes it, a caption, and the path of its file or ""."""
         label = self.label_name(self.index.labels[self.index.ids == number][0])
         path = self.files[number] if self.files else ""
-        names = [name for name in (label, Path(path).name) if name]
+        names = [printable(name) for name in (label, Path(path).name) if name]
         return self.images[number]["image"], " · ".join(names) or f"image {number}", path
 
     def label_name(self, label: int) -> str:
@@ -194,12 +195,12 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
     files = saved.files and [saved.files[i] for i in matches.ids]
     for rank, i in enumerate(matches.ids):
         numbers = f"{matches.cosine[rank]:6.3f}  {matches.overlap[rank]:7.2f}"
-        print(f"{rank + 1:4}  {names[rank]:{width}}{numbers}  {files[rank] if files else i}", flush=True)
+        print(f"{rank + 1:4}  {names[rank]:{width}}{numbers}  {printable(files[rank]) if files else i}", flush=True)
     from imgsim.figures import plot_images  # matplotlib, once the answer is there
 
     pictures = files or saved.images.select(matches.ids)["image"]
     captions = [f"{name}\ncosine {cosine:.2f}" for name, cosine in zip(names, matches.cosine, strict=True)]
-    target = Path(output or Path(folder) / "figures" / f"query-{Path(photo).stem}.png").expanduser()
+    target = Path(output or Path(folder) / "figures" / f"query-{Path(photo).stem[:50]}.png").expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)
     figure = plot_images([image, *pictures], ["query\n", *captions], columns=9)
     with atomic_write(target) as beside:

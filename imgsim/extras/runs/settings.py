@@ -9,6 +9,7 @@ import yaml
 
 from imgsim.hashing import check_integer, check_settings
 from imgsim.search.principal import check_planes
+from imgsim.sources.errors import first_line
 from imgsim.sources.names import split_checkpoint
 
 DEFAULTS = {
@@ -68,9 +69,9 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
-        for i, (name, (_, value)) in enumerate(zip(names, node.value, strict=True)):
+        for i, (name, (key, value)) in enumerate(zip(names, node.value, strict=True)):
             if name in names[:i]:
-                raise yaml.YAMLError(f"{name} occurs twice")
+                raise yaml.MarkedYAMLError(problem=f"{name} occurs twice", problem_mark=key.start_mark)
             if isinstance(name, str) and isinstance(DEFAULTS.get(name), str):
                 for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                     item.tag = "tag:yaml.org,2002:str" if isinstance(item, yaml.ScalarNode) else item.tag
@@ -86,7 +87,10 @@ def read_params(path) -> dict:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"The parameters file {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = first_line(error)
+        if mark := getattr(error, "problem_mark", None):
+            reason = f"line {mark.line + 1}, character {mark.column + 1}: {error.problem}"
+        raise ValueError(f"The parameters file {str(path)!r} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"The parameters file {str(path)!r} must hold lines of the form name: value.")
     return content

@@ -17,8 +17,10 @@ from imgsim import BuildLSHTable, open_image
 from imgsim.extras.cli import main
 from imgsim.extras.find import folder_index
 from imgsim.extras.find.answers import plain_path, write_page
+from imgsim.extras.find.commands import GENERAL, ask_for_checkpoint
 from imgsim.extras.find.files import content_id
-from imgsim.extras.find.folder_index import FolderIndex, Match, printable
+from imgsim.extras.find.folder_index import FolderIndex, Match
+from imgsim.sources.folder import printable
 
 HOSTILE = ["two\nlines.png", "a 'quote\".png", "$HOME `x`.png", "-dash.png", "=1+1.png", b"\xff\xfe.png", "ü.png"]
 HOSTILE += ["n" * 246 + ".png", "<b>.png", "comma,tab\t.png"]
@@ -228,6 +230,35 @@ def test_words_find_images_where_the_encoder_is_dual(photos, capsys):
 
 
 @pytest.mark.parametrize(
+    ("terminal", "answer", "hub", "expected"),
+    [
+        (False, "y", True, "builtin"),
+        (True, "\n", True, GENERAL),
+        (True, "n\n", True, "builtin"),
+        (True, "y\n", False, "builtin"),
+    ],
+)
+def test_the_checkpoint_for_photos_is_asked_for(terminal, answer, hub, expected, monkeypatch, capsys):
+    def locate(name, kind):
+        if not hub:
+            raise ConnectionError("the Hub cannot be reached")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
+    monkeypatch.setattr("imgsim.sources.hub.locate", locate)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    assert ask_for_checkpoint() == expected
+    said = capsys.readouterr().err
+    assert ("88 MB" in said) == terminal and ("cannot be reached" in said) == (not hub)
+
+
+def test_a_checkpoint_that_is_here_is_taken_without_a_question(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: "/cache/model.safetensors")
+    assert ask_for_checkpoint() == GENERAL
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "naming"),
     [
         (["PHOTO"], 2, "besides the FOLDER"),
@@ -254,6 +285,11 @@ def test_what_cannot_be_answered_is_one_sentence(arguments, code, naming, photos
         assert stopped.code == code
     out, err = capsys.readouterr()
     assert not out and err.startswith("error: ") and naming in err and err.count("\n") == 1
+
+
+def test_a_photo_is_looked_at_before_the_folder(photos, checkpoint, tmp_path):
+    assert main(["find", "nowhere.jpg", str(photos), "--checkpoint", str(checkpoint)]) == 1
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_known_photo_needs_no_torch(photos, checkpoint):

@@ -341,6 +341,20 @@ def test_checkpoint_called_075_stays_text(tmp_path):
     assert set(complete_settings({})) == set(DEFAULTS)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("dataset: photos\n\thash_size: 6\n", "line 2, character 1: "),
+        ('seed: 1\ndataset: "C:\\photos"\n', "line 2, character 14: found unknown escape"),
+        ("seed: 1\nseed: 2\n", "line 2, character 1: seed occurs twice"),
+    ],
+)
+def test_a_fault_in_a_settings_file_is_named_with_its_line(text, named, tmp_path, refused):
+    (tmp_path / "p.yaml").write_text(text)
+    with refused(named):
+        read_params(tmp_path / "p.yaml")
+
+
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "thesis.doc").touch()
     with pytest.raises(ValueError, match="other files"), fresh_folder(tmp_path):
