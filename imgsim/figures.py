@@ -168,8 +168,10 @@ def plot_shares(steps: dict[str, tuple[float, float]]) -> Axes:
     ordered = sorted(steps.items(), key=lambda step: (-step[1][1], -step[1][0]))
     for below, (name, (seen, found)) in zip(range(len(steps))[::-1], ordered, strict=True):
         lowest = max(min(found, lowest - 0.065), 0.065 * below)  # names stand one below the other
-        place, line = (min(seen, 0.78) + 0.04, lowest), {"arrowstyle": "-", "color": QUIET}
-        axis.annotate(name, (seen, found), place, va="center", arrowprops=line)
+        near = [x for x, y in steps.values() if abs(x - seen) < 0.2 and abs(y - found) < 0.2]
+        place = min(max(near), 0.78) + 0.04
+        line = {"arrowstyle": "-", "color": QUIET, "relpos": (float(place < seen), 0.5)}
+        axis.annotate(name, (seen, found), (place, lowest), va="center", arrowprops=line)
         axis.plot(seen, found, "o", color=COLOURS[0], markersize=7)
     return axis
 
