@@ -162,9 +162,8 @@ def plot_shares(steps: dict[str, tuple[float, float]]) -> Axes:
     """Plot the tutorial's running picture: per named step, the share of candidates seen and of neighbours found."""
     axis, lowest = panels(1, width=6.4, height=4.2)[1][0], 1.1
     axis.plot(*zip(*steps.values(), strict=True), color=QUIET, linewidth=1, alpha=0.5)
-    axis.set(
-        xlabel="share of candidates seen", ylabel="share of neighbours found", xlim=(-0.03, 1.1), ylim=(-0.04, 1.1)
-    )
+    axis.set(xlabel="share of candidates seen", xlim=(-0.03, 1.1))
+    axis.set(ylabel="share of neighbours found", ylim=(-0.04, 1.1))
     ordered = sorted(steps.items(), key=lambda step: (-step[1][1], -step[1][0]))
     for below, (name, (seen, found)) in zip(range(len(steps))[::-1], ordered, strict=True):
         lowest = max(min(found, lowest - 0.065), 0.065 * below)  # names stand one below the other
