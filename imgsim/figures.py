@@ -106,12 +106,12 @@ def plot_map(points: np.ndarray, images, groups=None, room: float = 0.07) -> Axe
     """
     axis = panels(1, width=9.3, height=6.2)[1][0]
     colours = np.array(COLOURS)[np.zeros(len(points), int) if groups is None else np.asarray(groups) % len(COLOURS)]
-    axis.scatter(*points.T, s=12, c=colours, linewidths=0)
+    axis.scatter(points[:, 0], points[:, 1], s=12, c=colours, linewidths=0)
     room, shown = room * max(float(np.ptp(points[:, 0])), 1e-6), np.empty((0, 2))
     for i, point in enumerate(points):
         if (np.abs(shown - point).max(axis=1) > room).all():
             shown = np.vstack([shown, point])
-            small = OffsetImage(PIL.ImageOps.fit(open_image(images[i]["image"]), (96, 96)), zoom=0.3)
+            small = OffsetImage(np.asarray(PIL.ImageOps.fit(open_image(images[i]["image"]), (96, 96))), zoom=0.3)
             axis.add_artist(AnnotationBbox(small, point, pad=0.06, bboxprops={"edgecolor": colours[i], "linewidth": 2}))
     axis.set(xticks=[], yticks=[], aspect="equal", xlabel="first direction", ylabel="second direction")
     return axis
@@ -133,7 +133,7 @@ def plot_cells(points, projection, query=None, neighbour=None, probe: bool = Fal
     axis.set(xlim=mean[0] + sides[[0, -1]], ylim=mean[1] + sides[[0, -1]], aspect="equal", xticks=[], yticks=[])
     for normal in projection.planes.transpose(0, 2, 1).reshape(-1, 2):
         axis.axline(mean, mean + normal[::-1] * (1, -1), color=INK, linewidth=1)
-    axis.scatter(*points.T, s=12, c=COLOURS[0] if query is None else QUIET, linewidths=0)
+    axis.scatter(points[:, 0], points[:, 1], s=12, c=COLOURS[0] if query is None else QUIET, linewidths=0)
     if query is None:
         return axis
     codes, margins = projection(query)[0], projection.margins(query)[0]
@@ -150,8 +150,8 @@ def plot_cells(points, projection, query=None, neighbour=None, probe: bool = Fal
         for code in np.unique(cells):
             towards = grid[cells[:, 0] == code].mean(axis=0) - mean
             place = mean + 0.9 * reach * towards / max(np.abs(towards).max(), 1e-9)
-            axis.text(*place, f"{code:0{len(margins[0])}b}", ha="center", va="center", family="monospace", fontsize=10)
-    axis.scatter(*points[found[:-1]].T, s=14, c=RIGHT, linewidths=0)
+            axis.text(place[0], place[1], f"{code:0{len(margins[0])}b}", ha="center", va="center", family="monospace")
+    axis.scatter(points[found[:-1], 0], points[found[:-1], 1], s=14, c=RIGHT, linewidths=0)
     axis.plot(*query, "*", color=INK, markersize=18, markeredgecolor="white")
     if neighbour is not None:
         axis.plot(*neighbour, "o", color="white", mec=RIGHT if found[-1] else WRONG, markersize=10, mew=3)
@@ -162,14 +162,15 @@ def plot_shares(steps: dict[str, tuple[float, float]]) -> Axes:
     """Plot the tutorial's running picture: per named step, the share of candidates seen and of neighbours found."""
     axis, lowest = panels(1, width=6.4, height=4.2)[1][0], 1.1
     axis.plot(*zip(*steps.values(), strict=True), color=QUIET, linewidth=1, alpha=0.5)
-    axis.set(
-        xlabel="share of candidates seen", ylabel="share of neighbours found", xlim=(-0.03, 1.1), ylim=(-0.04, 1.1)
-    )
+    axis.set(xlabel="share of candidates seen", xlim=(-0.03, 1.1))
+    axis.set(ylabel="share of neighbours found", ylim=(-0.04, 1.1))
     ordered = sorted(steps.items(), key=lambda step: (-step[1][1], -step[1][0]))
     for below, (name, (seen, found)) in zip(range(len(steps))[::-1], ordered, strict=True):
         lowest = max(min(found, lowest - 0.065), 0.065 * below)  # names stand one below the other
-        place, line = (min(seen, 0.78) + 0.04, lowest), {"arrowstyle": "-", "color": QUIET}
-        axis.annotate(name, (seen, found), place, va="center", arrowprops=line)
+        near = [x for x, y in steps.values() if abs(x - seen) < 0.2 and abs(y - found) < 0.2]
+        place = min(max(near), 0.78) + 0.04
+        line = {"arrowstyle": "-", "color": QUIET, "relpos": (float(place < seen), 0.5)}
+        axis.annotate(name, (seen, found), (place, lowest), va="center", arrowprops=line)
         axis.plot(seen, found, "o", color=COLOURS[0], markersize=7)
     return axis
 

@@ -101,7 +101,7 @@ def test_report_links_every_points_own_page_and_needs_no_network(toy_sweep):
     assert "Take " in page and page.count("data:image/png;base64,") >= 5 and 'src="http' not in page
 
 
-def test_killed_half_way_it_goes_on_where_it_stopped(toy_sweep, sweep_file, in_this_process):
+def test_killed_half_way_it_goes_on_where_it_stopped(toy_sweep, sweep_file):
     content, folder = yaml.safe_load(sweep_file.read_text()), sweep_file.parent / "killed"
     content["points"] = {name: content["points"][name] for name in ("one", "bits", "broken")}
     (sweep_file.parent / "killed.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
@@ -249,7 +249,7 @@ def test_inputs_keep_labels_and_show_a_query_with_its_matches(tmp_path, images, 
     data, (candidates, queries) = read_inputs(tmp_path), candidates_and_queries(images)
     assert data.labels.tolist() == candidates["labels"][:] and data.query_labels.tolist() == queries["labels"][:]
     figure = plot_matches(data.images, 0, np.array([0, 23, -1]), ["near", "far", "none"])
-    assert [axis.get_title() for axis in figure.axes] == ["query\nblue", "blue\nnear", "red\nfar"]
+    assert [axis.get_title() for axis in figure.axes] == ["query 0\nblue", "✓ blue\nnear", "✗ red\nfar"]
     assert [axis.title.get_color() for axis in figure.axes] == [INK, RIGHT, WRONG]
 
 
