@@ -12,7 +12,6 @@ import numpy as np
 from imgsim.hashing import normalise
 
 BLOCK = 1024  # queries compared with all candidates at a time
-TIE = 1e-6  # cosines that differ by no more are rounded differently
 
 
 def exact_neighbours(queries, candidates, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +130,7 @@ def evaluate(index, candidates, queries, labels=None, query_labels=None) -> dict
         "queries": len(queries),
         "exact_label_precision_at_5": label_precision(true, labels, query_labels),
         "label_precision_at_5": label_precision(found.ids, labels, query_labels),
-        "recall_at_10": float((found.cosines >= cosines[:, -1:] - TIE).mean()),  # a copy of the tenth will do
+        "recall_at_10": float((found.cosines >= cosines[:, -1:] - 1e-6).mean()),  # a copy of the tenth will do
         "candidate_fraction": float(found.candidates_seen.mean() / len(candidates)),
         "compared_fraction": float(found.compared_exactly.mean() / len(candidates)),
         "participation_ratio": participation_ratio(candidates),

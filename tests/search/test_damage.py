@@ -75,7 +75,9 @@ def test_arrays_that_are_no_index_are_refused_though_their_digests_are_right(wha
     assert answered == "refused" or (mapped and name in LAZY)
 
 
-@pytest.mark.parametrize("change", [{"count": 10**9}, {"count": "300"}, {"count": -1}, {"hash_size": None}, {"dim": 2.5}])
+@pytest.mark.parametrize(
+    "change", [{"count": 10**9}, {"count": "300"}, {"count": -1}, {"hash_size": None}, {"dim": 2.5}]
+)
 def test_sizes_that_are_none_are_refused(change, tmp_path):
     index = index_of(6)
     manifest = {setting: getattr(index, setting) for setting in SETTINGS} | {"count": 300} | ENCODER | change
