@@ -22,7 +22,7 @@ def address() -> str:
 
 def readdress(text: str, url: str) -> str:
     """The text with this address in its Colab badges and in the bootstrap's install line."""
-    text = re.sub(r"git\+[^\"\\ ]+", f"git+{url}", text)
+    text = re.sub(r"git\+https:[^\"\\ ]+", f"git+{url}", text)
     slug = url.removeprefix("https://github.com/")
     return re.sub(r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(/blob)", rf"\1{slug}\2", text)
 
