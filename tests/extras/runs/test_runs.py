@@ -26,7 +26,7 @@ pytest.importorskip("papermill", reason="the extra notebooks is not installed")
 
 ROOT = Path(__file__).resolve().parents[3]
 KEYS = {
-    *("schema", "dataset", "checkpoint", "dim", "hash_size", "num_tables", "probes", "seed", "dtype"),
+    *("schema", "dataset", "checkpoint", "dim", "hash_size", "num_tables", "planes", "probes", "seed", "dtype"),
     *("candidates", "queries"),
     *("exact_label_precision_at_5", "label_precision_at_5", "recall_at_10", "candidate_fraction", "compared_fraction"),
     *("participation_ratio", "embed_images_per_second", "build_seconds", "query_ms"),
@@ -70,7 +70,7 @@ def test_metrics_hold_every_key(toy_run):
 def test_run_json_holds_all_that_decides_a_result(toy_run):
     content = json.loads((toy_run / "run.json").read_text())
     assert set(content["digests"]) == {"images", "candidates", "queries", "checkpoint", "index"}
-    assert {"planes", "mean", "signatures"} < set(content["digests"]["index"])
+    assert {"planes", "mean", "vectors"} < set(content["digests"]["index"])
     assert {"versions", "machine", "code", "commit", "changed"} == set(content["environment"])
 
 
