@@ -1,7 +1,7 @@
 """Time imgsim's search and its peers: one run, the same data, the same threads.
 
-All rows are normalised, so a dot product is a cosine, and every recall is of the 10 nearest by exact cosine. A method is
-a curve: its recall against its time, from little effort to much. Shapes: n candidates, m queries, d dimensions.
+All rows are normalised, so a dot product is a cosine, and every recall is of the 10 nearest by exact cosine. A method
+is a curve: its recall against its time, from little effort to much. Shapes: n candidates, m queries, d dimensions.
 """
 
 import argparse
