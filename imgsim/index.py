@@ -73,7 +73,7 @@ class BuildLSHTable:
         self.dim = self.encoder.dim if self.encoder else dim
         self.batch_size, self.seed, self.planes = int(batch_size), int(seed), planes
         self.hash_size, self.num_tables = hash_size and int(hash_size), int(num_tables)
-        self._follows_count = hash_size is None
+        self._given_size = self.hash_size
         self.probes = check_integer(probes, "probes", 0)
         self.rerank = None if rerank is None else check_integer(rerank, "rerank", 0)
         self.build_seconds: float | None = None  # projection, codes and tables
@@ -140,7 +140,7 @@ class BuildLSHTable:
             raise ValueError("There is nothing to build an index from: the embeddings have no rows.")
         start = time.perf_counter()
         vectors = normalise(embeddings)
-        hash_size = default_hash_size(len(vectors)) if self._follows_count else self.hash_size
+        hash_size = self._given_size or default_hash_size(len(vectors))
         projection = fit_projection(vectors, hash_size, self.num_tables, self.seed, self.planes)
         coder = Coder(projection, draw_rotation(vectors.shape[1], self.seed))
         candidates = Candidates.build(coder, vectors, ids, labels)
