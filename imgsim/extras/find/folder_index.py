@@ -105,32 +105,32 @@ class FolderIndex:
         made_with, digest = checkpoint_signature(self.checkpoint), manifest.get("encoder")
         if manifest.get("made_with") != made_with and digest != self.encoder.digest:
             self.index, digest = None, self.encoder.digest
-        vectors = {} if self.index is None else dict(zip(self.index.ids.tolist(), self.index.vectors, strict=True))
-        vectors |= read_batches(self.place, digest)
-        self.files = examine_files(self.folder, before, vectors)
-        wanted = {file.id: name for name, file in self.files.items() if not file.problem}
+        self.files = examine_files(self.folder, before, set() if self.index is None else set(self.index.ids.tolist()))
+        wanted = {file.id: self.folder / name for name, file in self.files.items() if not file.problem}
         if not wanted:
             raise ValueError(f"{os.fspath(self.folder)!r} holds no image that can be read.")
-        new = {number: self.folder / name for number, name in wanted.items() if number not in vectors}
-        if new:
-            vectors |= self._embed(new)
         ids = np.sort(np.fromiter(wanted, np.int64))
         if self.index is None or not np.array_equal(ids, self.index.ids):
-            self.index = BuildLSHTable(self.encoder, **SETTINGS)
-            self.index.build_from_embeddings(np.stack([vectors[number] for number in ids.tolist()]), ids=ids)
+            known = read_embeddings(self.place, digest)
+            known |= self._embed({number: path for number, path in wanted.items() if number not in known})
+            embeddings = np.stack([known[number] for number in ids.tolist()])
+            self.index = BuildLSHTable(self.encoder, **SETTINGS).build_from_embeddings(embeddings, ids=ids)
             self.index.save(self.place / "index")
+            whole = write_embeddings(self.place, digest, ids, embeddings)
+            for file in set(self.place.glob("*.npz")) - {whole}:
+                file.unlink()
         if self.files != before or manifest.get("made_with") != made_with:
             names = {"folder": str(self.folder.resolve()), "checkpoint": self.checkpoint}
             write_json(self.place / MANIFEST, names | {"made_with": made_with, "encoder": digest, "files": self.files})
         os.utime(self.place / MANIFEST)  # the newest one names the checkpoint that was used last
-        for batch in self.place.glob("*.npz"):
-            batch.unlink()
 
     def _embed(self, new: dict[int, Path]) -> dict[int, np.ndarray]:
         """Embed files by id; now and then what is done is written, for the next call if this one is killed."""
+        if not new:
+            return {}
         from imgsim.models.batches import embed_batches
 
-        done: list[tuple[list[int], np.ndarray]] = []
+        done: dict[int, np.ndarray] = {}
         encoder, lock = self.encoder, Lock()
 
         def prepare(batch: list[tuple[int, Path]]):
@@ -140,9 +140,9 @@ class FolderIndex:
             numbers, pixels = prepared
             rows = encoder.forward(pixels)
             with lock:
-                done.append((numbers, rows))
-                if sum(len(numbers) for numbers, _ in done) >= BATCH:
-                    write_batch(self.place, encoder.digest, done)
+                done.update(zip(numbers, rows, strict=True))
+                if len(done) >= BATCH:
+                    write_embeddings(self.place, encoder.digest, np.array(list(done)), np.stack(list(done.values())))
                     done.clear()
             return rows
 
@@ -249,7 +249,7 @@ def checkpoint_signature(checkpoint: str) -> list[str | None]:
 
 
 def read_index(place: Path) -> tuple[dict, BuildLSHTable | None]:
-    """Read the manifest and the index that were kept; if one is damaged, it is made again."""
+    """Read the manifest and the index that were kept; a damaged one is removed, to be built again."""
     try:
         manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
         return manifest, BuildLSHTable.load(place / "index")
@@ -261,17 +261,18 @@ def read_index(place: Path) -> tuple[dict, BuildLSHTable | None]:
         return {}, None
 
 
-def write_batch(place: Path, digest: str, done: list[tuple[list[int], np.ndarray]]) -> None:
-    """Write embeddings, as (ids, rows), for the next call."""
-    ids = np.concatenate([numbers for numbers, _ in done])
-    with atomic_write(place / f"{digest}-{ids[0]}.npz") as beside, open(beside, "wb") as stream:
-        np.savez(stream, ids=ids, embeddings=np.concatenate([rows for _, rows in done]))
+def write_embeddings(place: Path, digest: str, ids: np.ndarray, embeddings: np.ndarray) -> Path:
+    """Write ids (n,) and embeddings (n, d) of the encoder with this digest; return the file."""
+    file = place / f"{digest}-{ids[0]}.npz"
+    with atomic_write(file) as beside, open(beside, "wb") as stream:
+        np.savez(stream, ids=ids, embeddings=embeddings)
+    return file
 
 
-def read_batches(place: Path, digest: str | None) -> dict[int, np.ndarray]:
-    """Read the embeddings by id that killed work with this encoder has left."""
+def read_embeddings(place: Path, digest: str) -> dict[int, np.ndarray]:
+    """Read what was written with `write_embeddings`, all of it or what killed work has left, by id."""
     kept: dict[int, np.ndarray] = {}
     for file in place.glob(f"{digest}-*.npz"):
-        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(file) as batch:
-            kept |= dict(zip(batch["ids"].tolist(), batch["embeddings"], strict=True))
+        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(file) as arrays:
+            kept |= dict(zip(arrays["ids"].tolist(), arrays["embeddings"], strict=True))
     return kept

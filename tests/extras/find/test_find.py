@@ -105,29 +105,32 @@ def test_another_checkpoint_has_another_index_and_changed_weights_count(photos, 
 
 def test_killed_work_goes_on_where_it_stopped(photos, checkpoint, monkeypatch):
     monkeypatch.setattr(folder_index, "BATCH", 1)
-    real, calls = folder_index.write_batch, []
+    real, calls = folder_index.write_embeddings, []
 
     def killed(*arguments):
         real(*arguments)
         calls.append(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder_index, "write_batch", killed)
+    monkeypatch.setattr(folder_index, "write_embeddings", killed)
     monkeypatch.setattr("imgsim.encoder.MICRO_BATCH", 2)
     with pytest.raises(KeyboardInterrupt):
         FolderIndex(photos, str(checkpoint))
-    monkeypatch.setattr(folder_index, "write_batch", real)
+    monkeypatch.setattr(folder_index, "write_embeddings", real)
     kept = FolderIndex(photos, str(checkpoint))
     assert kept.embedded == 6 - 2 * len(calls) and len(names(kept)) == 6
-    assert not list(kept.place.glob("*.npz"))
+    assert len(list(kept.place.glob("*.npz"))) == 1
 
 
-@pytest.mark.parametrize("damage", ["manifest.json", "index/manifest.json"])
-def test_a_damaged_index_is_built_again(damage, photos, checkpoint, capsys):
+@pytest.mark.parametrize("damage", ["manifest.json", "index/manifest.json", "*.npz"])
+def test_a_damaged_index_is_built_again_from_the_embeddings(damage, photos, checkpoint, capsys):
     place = FolderIndex(photos, str(checkpoint)).place
-    (place / damage).write_text("{")
-    assert FolderIndex(photos, str(checkpoint)).embedded == 6
-    assert "built again" in capsys.readouterr().err
+    next(place.glob(damage)).write_text("{")
+    again = FolderIndex(photos, str(checkpoint))
+    assert again.embedded == 0 and len(again.index) == 6
+    assert ("built again" in capsys.readouterr().err) == (damage != "*.npz")
+    (place / "index" / "manifest.json").unlink()
+    assert FolderIndex(photos, str(checkpoint)).embedded == (6 if damage == "*.npz" else 0)
 
 
 def test_a_second_process_waits(photos, checkpoint, capsys):
