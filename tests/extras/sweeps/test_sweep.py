@@ -46,7 +46,7 @@ def sweep_file(tmp_path_factory, image_folder, checkpoint):
     (broken / "model.safetensors").write_bytes(b"cut short")
     points = {"one": {"seed": 3}, "untrained": {"checkpoint": f"untrained:{checkpoint}"}, "bits": {"hash_size": 9}}
     content = {"dataset": str(image_folder), "checkpoint": str(checkpoint), "hash_size": 4, "num_tables": 3}
-    points |= {"greedy": {"top_k": 10**12}, "broken": {"checkpoint": str(broken)}}
+    points |= {"greedy": {"num_tables": 10**11}, "broken": {"checkpoint": str(broken)}}
     path.write_text(yaml.safe_dump(content | {"points": points}, sort_keys=False))
     return path
 
