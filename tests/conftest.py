@@ -58,7 +58,7 @@ def image_folder(tmp_path_factory, draw):
 
 @pytest.fixture(scope="session")
 def images(image_folder):
-    """The image folder as a data set; nobody changes it."""
+    """The image folder as a dataset; nobody changes it."""
     from imgsim import load_images
 
     return load_images(image_folder)

@@ -276,7 +276,7 @@ def test_the_built_in_leaves_are_drawn_once(monkeypatch, tmp_path):
 
 
 def rows(**sizes):
-    """A data set of these splits, each row saying where it comes from."""
+    """A dataset of these splits, each row saying where it comes from."""
     return DatasetDict(
         {name: Dataset.from_dict({"at": [f"{name} {i}" for i in range(n)]}) for name, n in sizes.items()}
     )

@@ -27,7 +27,7 @@ def test_a_file_is_opened_as_a_viewer_shows_it(name):
     assert looks_like(open_image(content), *shown, tolerance)
     assert why_unreadable(content) is None
     kept = PIL.Image.open(io.BytesIO(content))
-    kept.load()  # as a data set gives it to a picture
+    kept.load()  # as a dataset gives it to a picture
     assert looks_like(open_image(kept), *shown, tolerance)
 
 

@@ -1,4 +1,4 @@
-"""Parquet data sets as the Hub stores them: names, splits, columns and labels, broken rows, streams."""
+"""Parquet datasets as the Hub stores them: names, splits, columns and labels, broken rows, streams."""
 
 import datasets
 import numpy as np
@@ -90,7 +90,7 @@ def test_columns_are_found_and_named_as_those_of_beans(image, label, publish, pi
 
 @pytest.fixture
 def several(publish, pictures):
-    """A data set with two image columns and four of labels, in two splits."""
+    """A dataset with two image columns and four of labels, in two splits."""
     features = {"photo": Image(), "image": Image(), "species": Value("string"), "ripe": Value("bool")}
     features |= {"grade": Value("int32"), "labels": ClassLabel(names=["x", "y"]), "weight": Value("float32")}
 
