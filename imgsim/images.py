@@ -11,10 +11,10 @@ from datasets import Dataset, DatasetDict, Image
 
 from imgsim.sources.builtin import builtin_folder
 from imgsim.sources.decode import DECODER_VERSION, reason
-from imgsim.sources.folder import SPLIT_NAMES, load_folder
+from imgsim.sources.folder import load_folder, split_named
 from imgsim.sources.hub import locate
 from imgsim.sources.names import split_source
-from imgsim.sources.parquet import has_parquet, load_parquet
+from imgsim.sources.parquet import is_parquet_folder, load_parquet
 
 
 def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
@@ -35,13 +35,13 @@ def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
     name, options = split_source(str(source))
     folder = builtin_folder() if name == "builtin" else locate(name, "dataset")
     split = options.get("split")
-    if has_parquet(folder):
+    if is_parquet_folder(folder):
         images, skipped = load_parquet(folder, str(source), options)
     elif set(options) - {"split"}:
         raise ValueError(f"dataset {str(source)!r}: a folder of image files has no columns, only splits.")
     else:
         images, skipped = load_folder(folder)
-        split = split and SPLIT_NAMES.get(split.lower(), split)
+        split = split and (split_named(split) or split)
     if split and split not in images:
         raise ValueError(f"dataset {str(source)!r}: there is no split {split!r}, only {', '.join(images)}.")
     images = DatasetDict({split: images[split]} if split else images)

@@ -27,6 +27,8 @@ from imgsim.sources.errors import first_line
 PIL.Image.init()
 # Nothing else is tried: pillow would hand PostScript, whatever its suffix, to a program that executes it.
 FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF") if name in PIL.Image.OPEN]
+# Tell by a file's start whether it is of these formats, or of others whose files are listed.
+KNOWN = [accepts for name in (*FORMATS, "JPEG2000", "PPM") if (accepts := PIL.Image.OPEN[name][1])]
 NOT_RECOGNISED = f"not recognised as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 EMPTY_FILE = "an empty file"
 MAX_ASPECT = 500  # length over width: scaled to 256 on the short side, such a strip takes 400 MB
@@ -104,6 +106,18 @@ def find_unreadable(
     if len(new) > len(unreadable):
         write_json(file, [signature for i, signature in enumerate(signatures) if i not in unreadable])
     return unreadable
+
+
+def starts_like_image(path: Path) -> bool:
+    """Tell whether a file starts as an image does, whatever its name; one that must not be read may be an image."""
+    if not path.is_file():
+        return False  # a pipe would be waited for
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(32)
+    except OSError:
+        return True
+    return len(start) == 32 and any(accepts(start) for accepts in KNOWN)
 
 
 def bytes_or_path(source: ImageSource) -> ImageSource:

@@ -158,6 +158,18 @@ def test_images_as_pandas_writes_them(tmp_path, pictures):
     assert images[0]["image"].size == (40, 30) and images["labels"] == [2, 0, 1]
 
 
+def test_images_as_plain_bytes_in_a_column_called_image(tmp_path, pictures):
+    pd.DataFrame({"image": [one["bytes"] for one in pictures(3)]}).to_parquet(tmp_path / "train.parquet")
+    assert load_images(tmp_path)["train"][2]["image"].size == (40, 30)
+
+
+def test_images_in_parquet_beside_image_files_are_not_chosen_between(publish, pictures, draw, refused):
+    folder = publish({"train": {"image": pictures(2)}}, {"image": Image()})
+    draw(0).save(folder / "logo.png")
+    with refused("logo.png"):
+        load_images(folder)
+
+
 def test_a_data_set_without_images_is_refused(publish, refused):
     folder = publish({"train": {"text": ["a"]}}, {"text": Value("string")})
     with refused("no column holds images, only text"):
