@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, Image, concatenate_datasets
 
 from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.images import candidates_and_queries, fingerprint
+from imgsim.sources.folder import file_signature, find_images
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
 
@@ -48,6 +49,20 @@ def find_inputs(settings: dict) -> tuple[dict, dict]:
         else:
             settings["checkpoint"] = f"{prefix}{folder}"
     return settings, commits
+
+
+def check_apart(dataset: str, output: Path) -> None:
+    """Check that neither a dataset's folder nor the output, a whole path, lies in the other; else ValueError."""
+    folder = Path(split_source(dataset)[0]).resolve()
+    if folder.is_dir() and (output.is_relative_to(folder) or folder.is_relative_to(output)):
+        raise ValueError(f"The output {str(output)!r} and the dataset {str(folder)!r} must not lie in one another.")
+
+
+def folder_state(dataset: str) -> list[str | None]:
+    """Return what changes when an image is added to a local folder, removed or changed; [] for other datasets."""
+    folder = Path(split_source(dataset)[0])
+    files = (*find_images(folder), *sorted(folder.rglob("*.parquet"))) if folder.is_dir() else ()
+    return [file_signature(path, folder) for path in files]
 
 
 def commit_of(folder: Path) -> str | None:
