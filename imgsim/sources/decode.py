@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import fsspec
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
 import PIL.PngImagePlugin
-from datasets import Image
 from tqdm import tqdm
 
 from imgsim.sources.cache import cache_folder, write_json
@@ -41,6 +42,7 @@ MAX_SCANS = 100  # of a progressive JPEG: each costs time, and takes but a few b
 ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 274, 262, 339  # tags of TIFF, and of EXIF data
 WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of the last two
 DECODER_VERSION = 3  # raise it when open_image shows other pixels than before: images are then embedded anew
+ON_THE_HUB = re.compile(r"(zip://((?!::).)*::)?hf://((?!::).)*")
 CHUNK = 256  # images read at a time
 ROWS = 256  # of an image, scaled at a time
 
@@ -69,12 +71,18 @@ def open_image(source: ImageSource) -> PIL.Image.Image:
 
 
 def open_or_error(source: ImageSource | Exception) -> PIL.Image.Image | str:
-    """Open an image, or return the sentence that says why it cannot be opened; an exception is such a reason."""
+    """Open an image, or return the sentence that says why it cannot be opened; an exception is such a reason.
+
+    Of files that a dataset's row names, only those on the Hub are opened: it may name any, and is not the reader's own.
+    """
     if isinstance(source, Exception):
         return first_line(source)
     try:
-        if isinstance(source, dict) and source["bytes"] is None and "://" in (source["path"] or ""):
-            source = Image().decode_example(source)  # on the Hub
+        source = bytes_or_path(source)
+        if isinstance(source, str):
+            if not ON_THE_HUB.fullmatch(source):
+                raise ValueError(f"the row holds no image, only the path {source!r}")
+            source = fsspec.open(source).open().read()
         return open_image(source)
     except (ValueError, OSError) as error:
         return str(error)
@@ -135,7 +143,7 @@ def starts_like_image(path: Path) -> bool:
 def bytes_or_path(source: ImageSource) -> ImageSource:
     """Return the bytes, or else the path, in a dataset's {"bytes", "path"}; other sources as they are."""
     if isinstance(source, dict):
-        return source["path"] if source.get("bytes") is None else source["bytes"]
+        return source.get("path") if source.get("bytes") is None else source["bytes"]
     return source
 
 
@@ -163,6 +171,8 @@ def read_image(source: ImageSource, quick: bool = False) -> PIL.Image.Image:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ValueError("not a regular file")  # a pipe would be waited for
         source = path.read_bytes()
+    if source is None:
+        raise ValueError("there is no image")
     if not isinstance(source, bytes):
         raise ValueError(f"a path, bytes, a PIL image or an array is needed, not {source!r:.40}")
     if not source:

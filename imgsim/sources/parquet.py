@@ -48,7 +48,9 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
         raise ValueError(f"dataset {source!r}: {error}") from error
     skipped = []
     for name, split in images.items():
-        sources, rows = split.cast_column("image", Image(decode=False))["image"], list(map(str, range(len(split))))
+        # A row may name any file of the reader's: none is opened.
+        sources = [(image or {}).get("bytes") for image in split.cast_column("image", Image(decode=False))["image"]]
+        rows = list(map(str, range(len(split))))
         unreadable = find_unreadable(sources, rows, split._fingerprint, f"checking {name}")
         skipped += [{"path": f"{name}, row {row}", "reason": why} for row, why in unreadable.items()]
         if unreadable:
