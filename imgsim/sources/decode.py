@@ -24,7 +24,7 @@ import PIL.ImageOps
 import PIL.PngImagePlugin
 from tqdm import tqdm
 
-from imgsim.sources.cache import cache_folder, write_json
+from imgsim.sources.cache import best_effort, cache_folder, write_json
 from imgsim.sources.errors import first_line
 
 PIL.Image.init()
@@ -124,7 +124,8 @@ def find_unreadable(
             unreadable |= {i: why for i, why in zip(chunk, reasons, strict=True) if why}
             progress.update(len(chunk))
     if len(new) > len(unreadable):
-        write_json(file, [signature for i, signature in enumerate(signatures) if i not in unreadable])
+        with best_effort():
+            write_json(file, [signature for i, signature in enumerate(signatures) if i not in unreadable])
     return unreadable
 
 
