@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Sequence
@@ -16,12 +17,14 @@ from imgsim.models.batches import cached_embeddings, embed_batches
 from imgsim.models.loading import (
     BUILTIN,
     LOADING_ERRORS,
+    check_sizes,
     load_model,
     memory_layout,
     model_digest,
     pick_device,
     pick_dtype,
     read_processor,
+    weights_state,
 )
 from imgsim.models.onnx import OnnxModel
 from imgsim.models.pooling import Pooled
@@ -48,6 +51,9 @@ class Encoder:
     def __init__(
         self, model: torch.nn.Module, processor, device=None, dtype=None, pooling: str | None = None, origin: tuple = ()
     ):
+        # A module that is given lives on, in training perhaps: it stays as it is, and the copy follows its weights.
+        self.given, self.state = (None, []) if origin else (model, weights_state(model))
+        model = model if origin else copy.deepcopy(model)
         self.device = torch.device(device or pick_device())
         self.dtype = pick_dtype(dtype, self.device)
         self.precision = str(self.dtype).removeprefix("torch.")
@@ -59,6 +65,7 @@ class Encoder:
         self.origin = origin  # the arguments of load_encoder, if a checkpoint was loaded
         self.name = origin[0] if origin else type(self.model).__name__
         self.images_per_second: float | None = None
+        check_sizes(self.prepare)
         with torch.inference_mode():
             self.dim = self.network.resolve_pooling(self.to_device(self.example()))
         self.pooling = str(self.network.pooling)
@@ -104,6 +111,10 @@ class Encoder:
                 `open_image` takes.
             batch_size: images per batch.
         """
+        if isinstance(images, (str, bytes, os.PathLike, PIL.Image.Image)):
+            raise ValueError("embed takes a sequence of images; for one image: embed([image]).")
+        if self.given is not None and self.state != weights_state(self.given):
+            vars(self).update(vars(Encoder(self.given, self.processor, self.device, self.dtype, self.pooling)))
         if not len(images):
             return np.empty((0, self.dim), np.float32)
         if isinstance(images, Dataset):
