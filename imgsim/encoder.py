@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
 
 from imgsim.images import fingerprint
 from imgsim.models.batches import cached_embeddings, embed_batches
 from imgsim.models.loading import (
     BUILTIN,
     LOADING_ERRORS,
-    check_sizes,
+    example_pixels,
     load_model,
     memory_layout,
     model_digest,
@@ -28,7 +28,7 @@ from imgsim.models.loading import (
 )
 from imgsim.models.onnx import OnnxModel
 from imgsim.models.pooling import Pooled
-from imgsim.sources.decode import open_image
+from imgsim.sources.decode import open_image, stored_images
 from imgsim.sources.errors import first_line
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint
@@ -51,13 +51,11 @@ class Encoder:
     def __init__(
         self, model: torch.nn.Module, processor, device=None, dtype=None, pooling: str | None = None, origin: tuple = ()
     ):
-        # A module that is given lives on, in training perhaps: it stays as it is, and the copy follows its weights.
-        self.given, self.state = (None, []) if origin else (model, weights_state(model))
-        model = model if origin else copy.deepcopy(model)
+        self.given, self.state = (None, []) if origin else (model, weights_state(model))  # it lives on: see embed
         self.device = torch.device(device or pick_device())
         self.dtype = pick_dtype(dtype, self.device)
         self.precision = str(self.dtype).removeprefix("torch.")
-        self.network = Pooled(model, pooling).to(self.device, self.dtype).eval()
+        self.network = Pooled(model if origin else copy.deepcopy(model), pooling).to(self.device, self.dtype).eval()
         self.model = self.network.model
         self.layout = memory_layout(self.model)
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]  # not in torch's types
@@ -65,7 +63,6 @@ class Encoder:
         self.origin = origin  # the arguments of load_encoder, if a checkpoint was loaded
         self.name = origin[0] if origin else type(self.model).__name__
         self.images_per_second: float | None = None
-        check_sizes(self.prepare)
         with torch.inference_mode():
             self.dim = self.network.resolve_pooling(self.to_device(self.example()))
         self.pooling = str(self.network.pooling)
@@ -83,7 +80,7 @@ class Encoder:
 
     def example(self) -> torch.Tensor:
         """Return pixels (2, 3, h, w) of two copies of an image."""
-        return self.prepare([PIL.Image.new("RGB", (64, 64))] * 2)
+        return example_pixels(self.prepare)
 
     def prepare(self, sources: Sequence) -> torch.Tensor:
         """Turn images into pixels (b, 3, h, w) as the network wants them."""
@@ -118,7 +115,7 @@ class Encoder:
         if not len(images):
             return np.empty((0, self.dim), np.float32)
         if isinstance(images, Dataset):
-            sources = images.cast_column("image", Image(decode=False))["image"]
+            sources = stored_images(images)
             key = f"{fingerprint(images)}-{self.digest}"
             made = cached_embeddings(key, lambda: self._embed(sources, batch_size))
         else:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict
 
 from imgsim.sources.builtin import builtin_folder
-from imgsim.sources.decode import DECODER_VERSION, reason
+from imgsim.sources.decode import DECODER_VERSION, stored_bytes, stored_images
 from imgsim.sources.folder import load_folder, split_named
 from imgsim.sources.hub import locate
 from imgsim.sources.names import split_source
@@ -77,7 +76,8 @@ def candidates_and_queries(images: DatasetDict, seed: int = 0) -> tuple[Dataset,
 
 def labels_of(images: Dataset) -> np.ndarray | None:
     """Return the labels (n,) of a split, -1 for a missing one, or None if it has none; no image is decoded."""
-    return encode_labels(images["labels"][:]) if "labels" in images.column_names else None
+    name = next((name for name in ("labels", "label") if name in images.column_names), None)
+    return encode_labels(images.with_format(None)[name][:]) if name else None
 
 
 def encode_labels(labels: list) -> np.ndarray | None:
@@ -94,14 +94,11 @@ def fingerprint(images: Dataset) -> str:
     """Return a digest of the images' bytes, in their order.
 
     Raises:
-        ValueError: a file has become unreadable.
+        ValueError: a row holds no image, or a file has become unreadable.
     """
     digest = blake2b(bytes([DECODER_VERSION]), digest_size=16)
-    for source in images.cast_column("image", Image(decode=False))["image"]:
-        try:
-            content = Path(source["path"]).read_bytes() if source["bytes"] is None else source["bytes"]
-        except OSError as error:
-            raise ValueError(f"{source['path']} cannot be read as an image: {reason(error)}") from error
+    for image in stored_images(images):
+        content = stored_bytes(image)
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.hexdigest()

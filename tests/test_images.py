@@ -306,6 +306,7 @@ def test_the_built_in_leaves_are_drawn_once(monkeypatch, tmp_path):
     render_folder = leaves.render_folder
     monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path))
     monkeypatch.setattr(leaves, "render_folder", draw_few)
+    monkeypatch.setattr(leaves, "SPLITS", {"train": 3, "test": 3})
     first, second = load_images(), load_images("builtin")
     assert len(drawn) == 1 and drawn[0].parent == tmp_path
     assert first["train"]["image_file_path"] == second["train"]["image_file_path"]
@@ -371,6 +372,30 @@ def test_the_fingerprint_is_that_of_the_bytes_in_their_order(images):
 
 def test_the_fingerprint_knows_where_an_image_ends():
     assert fingerprint(byte_backed([b"ab", b"c"])) != fingerprint(byte_backed([b"a", b"bc"]))
+
+
+FORMATS = {
+    "transform": lambda split: split.with_transform(lambda rows: {"pixels": [0 for _ in rows["image"]]}),
+    "some columns": lambda split: split.with_format("torch", columns=["labels"]),
+    "arrow": lambda split: split.with_format("arrow"),
+    "numpy": lambda split: split.with_format("numpy"),
+    "label": lambda split: split.rename_column("labels", "label"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_split_is_read_as_it_is_stored_whatever_its_format(name, images, encoder):
+    split = FORMATS[name](images["test"])
+    assert fingerprint(split) == fingerprint(images["test"])
+    assert labels_of(split).tolist() == labels_of(images["test"]).tolist()
+    assert (encoder.embed(split) == encoder.embed(images["test"])).all()
+
+
+def test_a_split_without_images_is_one_sentence(images, encoder, refused):
+    with refused("no column 'image', only img"):
+        encoder.embed(images["test"].select_columns("image").rename_column("image", "img"))
+    with refused("no image"):
+        encoder.embed(Dataset.from_dict({"image": [None]}, Features({"image": Image()})))
 
 
 def test_labels_of_a_split(images, put):

@@ -126,15 +126,16 @@ def weights_state(model: torch.nn.Module) -> list[tuple[int, int]]:
     return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
-def check_sizes(prepare: Callable[[list], torch.Tensor]) -> None:
-    """Check that an image processor makes images of any shape the same size, else embeddings depend on the batch.
+def example_pixels(prepare: Callable[[list], torch.Tensor]) -> torch.Tensor:
+    """Return what an image processor makes of two copies of an image.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it makes of images of another shape pixels of another shape.
     """
-    shapes = {tuple(prepare([Image.new("RGB", size)]).shape) for size in ((64, 64), (96, 48))}
-    if len(shapes) > 1:
+    pixels, others = (prepare([Image.new("RGB", size)] * 2) for size in ((64, 64), (96, 48)))
+    if pixels.shape != others.shape:
         raise ValueError("The image processor keeps the shape of images: it must crop or resize them to one size.")
+    return pixels
 
 
 def model_digest(model: torch.nn.Module, processor, pooling: str, precision: str) -> str:

@@ -50,7 +50,7 @@ def cache_megabytes() -> float:
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Give a path to write to that replaces `path` at the end, or vanishes on an error."""
-    path = Path(path)
+    path = Path(path).expanduser()
     beside = path.with_name(f".{token_hex(8)}{path.suffix}")  # threads, and containers with one cache, share a number
     try:
         yield beside

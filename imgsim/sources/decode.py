@@ -22,6 +22,7 @@ import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
 import PIL.PngImagePlugin
+from datasets import Dataset, Image
 from tqdm import tqdm
 
 from imgsim.sources.cache import best_effort, cache_folder, write_json
@@ -146,6 +147,27 @@ def bytes_or_path(source: ImageSource) -> ImageSource:
     if isinstance(source, dict):
         return source.get("path") if source.get("bytes") is None else source["bytes"]
     return source
+
+
+def stored_images(images: Dataset) -> Sequence[dict]:
+    """Return the images of a split as they are stored, {"bytes", "path"}, whatever its format or transform.
+
+    Raises:
+        ValueError: it has no column image.
+    """
+    if "image" not in images.column_names:
+        raise ValueError(f"The dataset has no column 'image', only {', '.join(images.column_names)}: rename one.")
+    return images.with_format(None).cast_column("image", Image(decode=False))["image"]
+
+
+def stored_bytes(image: dict | None) -> bytes:
+    """Return the content of an image as it is stored; ValueError if there is none or its file cannot be read."""
+    if image is None:
+        raise ValueError("A row of the dataset holds no image.")
+    try:
+        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    except OSError as error:
+        raise ValueError(f"{image['path']} cannot be read as an image: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

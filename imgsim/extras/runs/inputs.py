@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Image, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.images import candidates_and_queries, fingerprint
+from imgsim.sources.decode import stored_images
 from imgsim.sources.folder import file_signature, find_images
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
@@ -88,7 +89,7 @@ def digests_of(splits: tuple[Dataset, Dataset]) -> dict[str, str]:
 
 def image_files(images: Dataset) -> list[str] | None:
     """Return the images' paths, or None if they are parts of larger files."""
-    sources = images.cast_column("image", Image(decode=False))["image"]
+    sources = stored_images(images)
     if any(source["bytes"] is not None for source in sources):
         return None
     return [source["path"] for source in sources]
