@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Sequence
@@ -9,23 +10,25 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
 
 from imgsim.images import fingerprint
 from imgsim.models.batches import cached_embeddings, embed_batches
 from imgsim.models.loading import (
     BUILTIN,
     LOADING_ERRORS,
+    example_pixels,
     load_model,
     memory_layout,
     model_digest,
     pick_device,
     pick_dtype,
     read_processor,
+    weights_state,
 )
 from imgsim.models.onnx import OnnxModel
 from imgsim.models.pooling import Pooled
-from imgsim.sources.decode import open_image
+from imgsim.sources.decode import open_image, stored_images
 from imgsim.sources.errors import first_line
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint
@@ -48,10 +51,11 @@ class Encoder:
     def __init__(
         self, model: torch.nn.Module, processor, device=None, dtype=None, pooling: str | None = None, origin: tuple = ()
     ):
+        self.given, self.state = (None, []) if origin else (model, weights_state(model))  # it lives on: see embed
         self.device = torch.device(device or pick_device())
         self.dtype = pick_dtype(dtype, self.device)
         self.precision = str(self.dtype).removeprefix("torch.")
-        self.network = Pooled(model, pooling).to(self.device, self.dtype).eval()
+        self.network = Pooled(model if origin else copy.deepcopy(model), pooling).to(self.device, self.dtype).eval()
         self.model = self.network.model
         self.layout = memory_layout(self.model)
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]  # not in torch's types
@@ -76,7 +80,7 @@ class Encoder:
 
     def example(self) -> torch.Tensor:
         """Return pixels (2, 3, h, w) of two copies of an image."""
-        return self.prepare([PIL.Image.new("RGB", (64, 64))] * 2)
+        return example_pixels(self.prepare)
 
     def prepare(self, sources: Sequence) -> torch.Tensor:
         """Turn images into pixels (b, 3, h, w) as the network wants them."""
@@ -104,10 +108,14 @@ class Encoder:
                 `open_image` takes.
             batch_size: images per batch.
         """
+        if isinstance(images, (str, bytes, os.PathLike, PIL.Image.Image)):
+            raise ValueError("embed takes a sequence of images; for one image: embed([image]).")
+        if self.given is not None and self.state != weights_state(self.given):
+            vars(self).update(vars(Encoder(self.given, self.processor, self.device, self.dtype, self.pooling)))
         if not len(images):
             return np.empty((0, self.dim), np.float32)
         if isinstance(images, Dataset):
-            sources = images.cast_column("image", Image(decode=False))["image"]
+            sources = stored_images(images)
             key = f"{fingerprint(images)}-{self.digest}"
             made = cached_embeddings(key, lambda: self._embed(sources, batch_size))
         else:

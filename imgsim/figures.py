@@ -54,7 +54,7 @@ def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
 def show(figure: Figure, output: str, name: str) -> None:
     """Show a figure in a notebook, and write it to output/figures/name.png if there is an output folder."""
     if output:
-        folder = Path(output) / "figures"
+        folder = Path(output).expanduser() / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{name}.png")
     plt.show()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict
 
 from imgsim.sources.builtin import builtin_folder
-from imgsim.sources.decode import DECODER_VERSION, reason
-from imgsim.sources.folder import SPLIT_NAMES, load_folder
+from imgsim.sources.decode import DECODER_VERSION, stored_bytes, stored_images
+from imgsim.sources.folder import load_folder, split_named
 from imgsim.sources.hub import locate
 from imgsim.sources.names import split_source
-from imgsim.sources.parquet import has_parquet, load_parquet
+from imgsim.sources.parquet import is_parquet_folder, load_parquet
 
 
 def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
@@ -35,13 +34,13 @@ def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
     name, options = split_source(str(source))
     folder = builtin_folder() if name == "builtin" else locate(name, "dataset")
     split = options.get("split")
-    if has_parquet(folder):
+    if is_parquet_folder(folder):
         images, skipped = load_parquet(folder, str(source), options)
     elif set(options) - {"split"}:
         raise ValueError(f"dataset {str(source)!r}: a folder of image files has no columns, only splits.")
     else:
         images, skipped = load_folder(folder)
-        split = split and SPLIT_NAMES.get(split.lower(), split)
+        split = split and (split_named(split) or split)
     if split and split not in images:
         raise ValueError(f"dataset {str(source)!r}: there is no split {split!r}, only {', '.join(images)}.")
     images = DatasetDict({split: images[split]} if split else images)
@@ -77,7 +76,8 @@ def candidates_and_queries(images: DatasetDict, seed: int = 0) -> tuple[Dataset,
 
 def labels_of(images: Dataset) -> np.ndarray | None:
     """Return the labels (n,) of a split, -1 for a missing one, or None if it has none; no image is decoded."""
-    return encode_labels(images["labels"][:]) if "labels" in images.column_names else None
+    name = next((name for name in ("labels", "label") if name in images.column_names), None)
+    return encode_labels(images.with_format(None)[name][:]) if name else None
 
 
 def encode_labels(labels: list) -> np.ndarray | None:
@@ -94,14 +94,11 @@ def fingerprint(images: Dataset) -> str:
     """Return a digest of the images' bytes, in their order.
 
     Raises:
-        ValueError: a file has become unreadable.
+        ValueError: a row holds no image, or a file has become unreadable.
     """
     digest = blake2b(bytes([DECODER_VERSION]), digest_size=16)
-    for source in images.cast_column("image", Image(decode=False))["image"]:
-        try:
-            content = Path(source["path"]).read_bytes() if source["bytes"] is None else source["bytes"]
-        except OSError as error:
-            raise ValueError(f"{source['path']} cannot be read as an image: {reason(error)}") from error
+    for image in stored_images(images):
+        content = stored_bytes(image)
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.hexdigest()

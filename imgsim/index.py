@@ -198,7 +198,7 @@ class BuildLSHTable:
         manifest = {name: getattr(self, name) for name in SETTINGS} | {"build_seconds": self.build_seconds}
         manifest["encoder"] = self.encoder.describe() if self.encoder else NO_ENCODER
         self._built().save(folder, manifest)
-        return Path(folder)
+        return Path(folder).expanduser()
 
     @classmethod
     def load(cls, folder, model=None, *, processor=None, mapped: bool = False) -> BuildLSHTable:

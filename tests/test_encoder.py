@@ -10,12 +10,22 @@ from pathlib import Path
 
 import dill
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import transformers
 from datasets import Dataset, Features, Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, ViTConfig, ViTForImageClassification, ViTImageProcessorPil, ViTModel
+from transformers import (
+    AutoModel,
+    BitImageProcessorPil,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 from imgsim import load_encoder
 from imgsim.encoder import Encoder
@@ -139,6 +149,49 @@ def test_paths_bytes_and_pictures_give_the_same_embeddings(encoder, images):
 def test_a_module_needs_no_processor_where_it_knows_its_folder(checkpoint, encoder, images):
     rows = load_encoder(AutoModel.from_pretrained(checkpoint), "cpu").embed(images["test"]["image"])
     np.testing.assert_allclose(rows, encoder.embed(images["test"]["image"]), atol=ALIKE)
+
+
+def test_a_module_lives_on_as_it_was(checkpoint, images, own_cache):
+    module = AutoModel.from_pretrained(checkpoint).bfloat16().train()
+    before = {name: weights.clone() for name, weights in module.state_dict().items()}
+    first = load_encoder(module, dtype="float32")
+    rows = first.embed(images["test"])
+    module.train()
+    load_encoder(module, dtype="bfloat16").embed(images["test"])
+    assert module.training and module.dtype == torch.bfloat16
+    assert all(torch.equal(weights, before[name]) for name, weights in module.state_dict().items())
+    np.testing.assert_array_equal(first.embed(images["test"]), rows)
+
+
+@pytest.mark.parametrize("change", ["a step", "other weights", "a statistic"])
+def test_embeddings_follow_a_module_in_training(change, checkpoint, images, own_cache):
+    module = AutoModel.from_pretrained(checkpoint)
+    module.register_buffer("statistic", torch.zeros(1))
+    encoder = load_encoder(module)
+    before, digest = encoder.embed(images["test"]), encoder.digest
+    with torch.no_grad():
+        if change == "a step":
+            for weights in module.parameters():
+                weights.add_(torch.randn_like(weights))
+        elif change == "a statistic":
+            module.statistic.fill_(1)
+        else:
+            module.load_state_dict({name: -weights for name, weights in module.state_dict().items()})
+    now = encoder.embed(images["test"])
+    assert encoder.digest != digest and (np.abs(now - before).max() > 0.1) == (change != "a statistic")
+    np.testing.assert_array_equal(now, load_encoder(module).embed(images["test"]))
+
+
+def test_a_processor_that_keeps_the_shape_is_refused(refused):
+    model = Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=7))
+    with refused("one size"):
+        load_encoder(model, processor=BitImageProcessorPil(size={"shortest_edge": 28}, do_center_crop=False))
+
+
+@pytest.mark.parametrize("one", ["photo.jpg", Path("photo.jpg"), b"bytes", PIL.Image.new("RGB", (9, 9))])
+def test_one_image_is_no_sequence(one, encoder, refused):
+    with refused("embed([image])"):
+        encoder.embed(one)
 
 
 def test_a_module_without_a_processor_is_refused(refused):

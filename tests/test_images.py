@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pandas as pd
 import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -47,12 +48,48 @@ def test_a_folder_with_splits_and_classes(image_folder, images):
         (("train", "valid"), ["train", "validation"]),
         (("train", "dev"), ["train", "validation"]),
         (("test",), ["test"]),
+        (("training_set", "test_set"), ["train", "test"]),
+        (("seg_train", "seg_test"), ["train", "test"]),
+        (("train2017", "val2017"), ["train", "validation"]),
+        (("Train Data", "eval"), ["train", "test"]),
+        (("2.TRAINING", "1.evaluation"), ["train", "test"]),
+        (("my test photos/train", "my test photos/val"), ["train", "validation"]),
     ],
 )
 def test_split_folders_go_by_several_names(names, splits, put):
     folder = put(*(f"{name}/{label}/{i}.png" for name in names for label in ("a", "b") for i in range(2)))
     images = load_images(str(folder))
     assert list(images) == splits and all(split["labels"] == [0, 0, 1, 1] for split in images.values())
+
+
+@pytest.mark.parametrize("names", [("restrained", "contest"), ("cats/train", "dogs/train", "cats/test", "dogs/test")])
+def test_what_only_looks_like_splits_are_classes(names, put):
+    images = load_images(put(*(f"{name}/{i}.png" for name in names for i in range(2))))
+    assert list(images) == ["train"] and len(images["train"].features["labels"].names) == 2 and not images.skipped
+
+
+@pytest.mark.parametrize("around", ["data/", ""])
+def test_a_stray_picture_or_table_changes_neither_splits_nor_labels(around, put):
+    folder = put(*(f"{around}{split}/{label}/1.png" for split in ("train", "test") for label in "ab"), "docs/logo.png")
+    pd.DataFrame({"file": ["1.png"]}).to_parquet(folder / "captions.parquet")
+    images = load_images(folder)
+    assert {name: split["labels"][:] for name, split in images.items()} == {"train": [0, 1], "test": [0, 1]}
+    assert [entry["path"] for entry in images.skipped] == ["docs/logo.png"]
+
+
+NAMES = ["a.jpg?w=600", "b.jpg:large", "c.jpg~", "d.apng", "e.JPG ", "f.jpg.1", "g.dat", "h.webp!d", "photo 12.30"]
+
+
+def test_images_are_found_whatever_they_are_called(tmp_path, draw):
+    for i, name in enumerate(NAMES):
+        draw(i).save(tmp_path / name, ["PNG", "JPEG", "WEBP", "TIFF"][i % 4])
+    draw(0).save(tmp_path / "i.jp2")
+    draw(0).save(tmp_path / "j.ppm")
+    (tmp_path / "notes.txt").write_text("a text of more than thirty-two bytes, which is no image")
+    os.mkfifo(tmp_path / "pipe")
+    images = load_images(tmp_path)
+    assert [Path(path).name for path in images["train"]["image_file_path"]] == NAMES
+    assert [entry["path"] for entry in images.skipped] == ["i.jp2", "j.ppm"]
 
 
 def test_split_folders_without_classes(put):
@@ -269,6 +306,7 @@ def test_the_built_in_leaves_are_drawn_once(monkeypatch, tmp_path):
     render_folder = leaves.render_folder
     monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path))
     monkeypatch.setattr(leaves, "render_folder", draw_few)
+    monkeypatch.setattr(leaves, "SPLITS", {"train": 3, "test": 3})
     first, second = load_images(), load_images("builtin")
     assert len(drawn) == 1 and drawn[0].parent == tmp_path
     assert first["train"]["image_file_path"] == second["train"]["image_file_path"]
@@ -334,6 +372,30 @@ def test_the_fingerprint_is_that_of_the_bytes_in_their_order(images):
 
 def test_the_fingerprint_knows_where_an_image_ends():
     assert fingerprint(byte_backed([b"ab", b"c"])) != fingerprint(byte_backed([b"a", b"bc"]))
+
+
+FORMATS = {
+    "transform": lambda split: split.with_transform(lambda rows: {"pixels": [0 for _ in rows["image"]]}),
+    "some columns": lambda split: split.with_format("torch", columns=["labels"]),
+    "arrow": lambda split: split.with_format("arrow"),
+    "numpy": lambda split: split.with_format("numpy"),
+    "label": lambda split: split.rename_column("labels", "label"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_split_is_read_as_it_is_stored_whatever_its_format(name, images, encoder):
+    split = FORMATS[name](images["test"])
+    assert fingerprint(split) == fingerprint(images["test"])
+    assert labels_of(split).tolist() == labels_of(images["test"]).tolist()
+    assert (encoder.embed(split) == encoder.embed(images["test"])).all()
+
+
+def test_a_split_without_images_is_one_sentence(images, encoder, refused):
+    with refused("no column 'image', only img"):
+        encoder.embed(images["test"].select_columns("image").rename_column("image", "img"))
+    with refused("no image"):
+        encoder.embed(Dataset.from_dict({"image": [None]}, Features({"image": Image()})))
 
 
 def test_labels_of_a_split(images, put):

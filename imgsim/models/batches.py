@@ -15,7 +15,7 @@ import torch
 from datasets import Image, IterableDataset
 from tqdm import tqdm
 
-from imgsim.sources.cache import atomic_write, cache_folder
+from imgsim.sources.cache import atomic_write, best_effort, cache_folder
 from imgsim.sources.decode import open_or_error
 
 PREPARING = min(4, os.cpu_count() or 1)  # threads that prepare batches for a GPU
@@ -105,6 +105,6 @@ def cached_embeddings(key: str, embed: Callable[[], tuple[np.ndarray, float]]) -
             return kept["embeddings"], float(kept["images_per_second"])
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
         embeddings, images_per_second = embed()
-    with atomic_write(file) as beside, open(beside, "wb") as stream:
+    with best_effort(), atomic_write(file) as beside, open(beside, "wb") as stream:
         np.savez(stream, embeddings=embeddings, images_per_second=images_per_second)
     return embeddings, images_per_second

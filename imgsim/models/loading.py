@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
 import torch
 import transformers
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, ViTImageProcessorPil
 
@@ -117,6 +118,24 @@ def memory_layout(model: torch.nn.Module) -> torch.memory_format:
     convolutions = (part for part in model.modules() if isinstance(part, torch.nn.Conv2d))
     overlap = any(part.kernel_size > part.stride for part in convolutions)
     return torch.channels_last if overlap else torch.contiguous_format
+
+
+def weights_state(model: torch.nn.Module) -> list[tuple[int, int]]:
+    """Return what changes when a module's weights do, without reading them."""
+    tensors = (*model.parameters(), *model.buffers())
+    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def example_pixels(prepare: Callable[[list], torch.Tensor]) -> torch.Tensor:
+    """Return what an image processor makes of two copies of an image.
+
+    Raises:
+        ValueError: it makes of images of another shape pixels of another shape.
+    """
+    pixels, others = (prepare([Image.new("RGB", size)] * 2) for size in ((64, 64), (96, 48)))
+    if pixels.shape != others.shape:
+        raise ValueError("The image processor keeps the shape of images: it must crop or resize them to one size.")
+    return pixels
 
 
 def model_digest(model: torch.nn.Module, processor, pooling: str, precision: str) -> str:

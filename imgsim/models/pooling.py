@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -35,7 +34,6 @@ def backbone(model: torch.nn.Module) -> torch.nn.Module:
     if isinstance(model, PreTrainedModel) and MODEL_MAPPING.get(type(model.config), None) is not type(model):
         model = model.base_model  # not always: DINOv3's bare model calls a part of itself its base
     if hasattr(getattr(model, "embeddings", None), "random_masking"):
-        model = copy.deepcopy(model)  # the caller may go on training the original, with masks
         model.embeddings.random_masking = no_masking  # type: ignore[union-attr]
     return model
 

@@ -98,7 +98,7 @@ def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray | Blocks])
     Raises:
         ValueError: the folder holds other files.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     own = re.compile(rf"\.lock|\.?[\d-]*({'|'.join(arrays)})-[0-9a-f]{{16}}\.npy")
     if (
         folder.exists()
@@ -162,7 +162,7 @@ def read_arrays(
     Raises:
         ValueError: the folder holds something else, or a file is not what was written.
     """
-    folder, before = Path(folder), None
+    folder, before = Path(folder).expanduser(), None
     while True:
         manifest = read_manifest(folder, settings, names)
         try:

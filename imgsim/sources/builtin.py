@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -70,4 +71,8 @@ def builtin_folder() -> Path:
     code = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("builtin.py", "leaves.py"))
     folder = cache_folder() / f"leaves-{blake2b(code, digest_size=4).hexdigest()}"  # other code, other images
     with FileLock(f"{folder}.lock"):  # of several processes that want them one renders, and the others wait
-        return folder if folder.exists() else render_folder(folder)
+        if len(list(folder.rglob("*.jpg"))) != sum(SPLITS.values()):  # not there, or not all of it any more
+            for remains in (folder, *folder.parent.glob(f".{folder.name}-*")):
+                shutil.rmtree(remains, ignore_errors=True)
+            render_folder(folder)
+        return folder

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from secrets import token_hex
+from tempfile import TemporaryDirectory
 from typing import Any
 
 
 def cache_folder(name: str = "") -> Path:
     """Return a folder of the cache, made if it is missing: $IMGSIM_CACHE, else ~/.cache/imgsim, or a folder in it."""
     root = os.environ.get("IMGSIM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imgsim"
-    folder = Path(root).expanduser() / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder = Path(root).expanduser() / name
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a place that cannot be written to, or no home
+        folder = Path(temporary_cache().name, name)
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@cache
+def temporary_cache() -> TemporaryDirectory:
+    """Make a cache that lasts as long as the process, and say so."""
+    warnings.warn("There is no place for a cache, and nothing is kept: IMGSIM_CACHE can name one.", stacklevel=3)
+    return TemporaryDirectory(prefix="imgsim-")
+
+
+@contextmanager
+def best_effort() -> Iterator[None]:
+    """Write to the cache if that is possible; if not, say so and go on."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"The cache {str(cache_folder())!r} cannot be written to: {error.strerror}.", stacklevel=3)
 
 
 def cache_megabytes() -> float:
@@ -26,8 +50,8 @@ def cache_megabytes() -> float:
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Give a path to write to that replaces `path` at the end, or vanishes on an error."""
-    path = Path(path)
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    path = Path(path).expanduser()
+    beside = path.with_name(f".{token_hex(8)}{path.suffix}")  # threads, and containers with one cache, share a number
     try:
         yield beside
         with open(beside, "rb") as stream:

@@ -4,34 +4,51 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import fsspec
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
-from datasets import Image
+import PIL.PngImagePlugin
+from datasets import Dataset, Image
 from tqdm import tqdm
 
-from imgsim.sources.cache import cache_folder, write_json
+from imgsim.sources.cache import best_effort, cache_folder, write_json
 from imgsim.sources.errors import first_line
 
 PIL.Image.init()
+PIL.PngImagePlugin.MAX_TEXT_CHUNK = 32 << 20  # bytes of a text or a colour profile; images may be made with long ones
 # Nothing else is tried: pillow would hand PostScript, whatever its suffix, to a program that executes it.
 FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF") if name in PIL.Image.OPEN]
+# Tell by a file's start whether it is of these formats, or of others whose files are listed.
+KNOWN = [accepts for name in (*FORMATS, "JPEG2000", "PPM") if (accepts := PIL.Image.OPEN[name][1])]
 NOT_RECOGNISED = f"not recognised as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 EMPTY_FILE = "an empty file"
 MAX_ASPECT = 500  # length over width: scaled to 256 on the short side, such a strip takes 400 MB
-DECODER_VERSION = 2  # raise it when open_image shows other pixels than before: images are then embedded anew
+MAX_PIXELS = 1 << 27  # decoded, such an image takes up to 2 GB for a moment
+LARGE_PIXELS = 1 << 24
+MAX_SCANS = 100  # of a progressive JPEG: each costs time, and takes but a few bytes
+ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 274, 262, 339  # tags of TIFF, and of EXIF data
+WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of the last two
+DECODER_VERSION = 3  # raise it when open_image shows other pixels than before: images are then embedded anew
+ON_THE_HUB = re.compile(r"(zip://((?!::).)*::)?hf://((?!::).)*")
 CHUNK = 256  # images read at a time
+ROWS = 256  # of an image, scaled at a time
+
+LARGE = Lock()  # several large images at once would fill the memory
+os.register_at_fork(before=LARGE.acquire, after_in_child=LARGE.release, after_in_parent=LARGE.release)
 
 ImageSource = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray | dict[str, Any]
 
@@ -49,18 +66,24 @@ def open_image(source: ImageSource) -> PIL.Image.Image:
     source = bytes_or_path(source)
     name = str(source) if isinstance(source, (str, os.PathLike)) else "the image"
     try:
-        return to_display_rgb(read_image(source))
+        return decode(source)
     except Exception as error:  # pillow's decoders raise all kinds
         raise ValueError(f"{name} cannot be read as an image: {reason(error)}") from error
 
 
 def open_or_error(source: ImageSource | Exception) -> PIL.Image.Image | str:
-    """Open an image, or return the sentence that says why it cannot be opened; an exception is such a reason."""
+    """Open an image, or return the sentence that says why it cannot be opened; an exception is such a reason.
+
+    Of files that a dataset's row names, only those on the Hub are opened: it may name any, and is not the reader's own.
+    """
     if isinstance(source, Exception):
         return first_line(source)
     try:
-        if isinstance(source, dict) and source["bytes"] is None and "://" in (source["path"] or ""):
-            source = Image().decode_example(source)  # on the Hub
+        source = bytes_or_path(source)
+        if isinstance(source, str):
+            if not ON_THE_HUB.fullmatch(source):
+                raise ValueError(f"the row holds no image, only the path {source!r}")
+            source = fsspec.open(source).open().read()
         return open_image(source)
     except (ValueError, OSError) as error:
         return str(error)
@@ -69,7 +92,7 @@ def open_or_error(source: ImageSource | Exception) -> PIL.Image.Image | str:
 def why_unreadable(source: ImageSource) -> str | None:
     """Return why `open_image` would refuse a path, bytes or a dataset's {"bytes", "path"}, or None."""
     try:
-        to_display_rgb(read_image(bytes_or_path(source), quick=True))
+        decode(bytes_or_path(source), quick=True)
     except Exception as error:  # see open_image
         return reason(error)
     return None
@@ -102,23 +125,62 @@ def find_unreadable(
             unreadable |= {i: why for i, why in zip(chunk, reasons, strict=True) if why}
             progress.update(len(chunk))
     if len(new) > len(unreadable):
-        write_json(file, [signature for i, signature in enumerate(signatures) if i not in unreadable])
+        with best_effort():
+            write_json(file, [signature for i, signature in enumerate(signatures) if i not in unreadable])
     return unreadable
+
+
+def starts_like_image(path: Path) -> bool:
+    """Tell whether a file starts as an image does, whatever its name; one that must not be read may be an image."""
+    if not path.is_file():
+        return False  # a pipe would be waited for
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(32)
+    except OSError:
+        return True
+    return len(start) == 32 and any(accepts(start) for accepts in KNOWN)
 
 
 def bytes_or_path(source: ImageSource) -> ImageSource:
     """Return the bytes, or else the path, in a dataset's {"bytes", "path"}; other sources as they are."""
     if isinstance(source, dict):
-        return source["path"] if source.get("bytes") is None else source["bytes"]
+        return source.get("path") if source.get("bytes") is None else source["bytes"]
     return source
+
+
+def stored_images(images: Dataset) -> Sequence[dict]:
+    """Return the images of a split as they are stored, {"bytes", "path"}, whatever its format or transform.
+
+    Raises:
+        ValueError: it has no column image.
+    """
+    if "image" not in images.column_names:
+        raise ValueError(f"The dataset has no column 'image', only {', '.join(images.column_names)}: rename one.")
+    return images.with_format(None).cast_column("image", Image(decode=False))["image"]
+
+
+def stored_bytes(image: dict | None) -> bytes:
+    """Return the content of an image as it is stored; ValueError if there is none or its file cannot be read."""
+    if image is None:
+        raise ValueError("A row of the dataset holds no image.")
+    try:
+        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    except OSError as error:
+        raise ValueError(f"{image['path']} cannot be read as an image: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
     """Return an error as a few words on one line, without the file's name."""
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return NOT_RECOGNISED
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return words.strip().partition("\n")[0]
+
+
+def decode(source: ImageSource, quick: bool = False) -> PIL.Image.Image:
+    """Read an image, see `read_image`, and turn it into RGB as a viewer shows it; large ones one after the other."""
+    image = read_image(source, quick)
+    with LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+        return to_display_rgb(image)
 
 
 def read_image(source: ImageSource, quick: bool = False) -> PIL.Image.Image:
@@ -132,11 +194,29 @@ def read_image(source: ImageSource, quick: bool = False) -> PIL.Image.Image:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ValueError("not a regular file")  # a pipe would be waited for
         source = path.read_bytes()
+    if source is None:
+        raise ValueError("there is no image")
     if not isinstance(source, bytes):
         raise ValueError(f"a path, bytes, a PIL image or an array is needed, not {source!r:.40}")
     if not source:
         raise ValueError(EMPTY_FILE)
-    image = PIL.Image.open(BytesIO(source), formats=FORMATS)
+    if source.startswith(b"\xff\xd8") and (scans := source.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"a JPEG of {scans:,} scans")
+    try:
+        image = PIL.Image.open(BytesIO(source), formats=FORMATS)
+    except PIL.UnidentifiedImageError as error:
+        kind = next((name for name in FORMATS if PIL.Image.OPEN[name][1](source[:32])), None)
+        raise ValueError(f"damaged, or {kind} of a rare kind" if kind else NOT_RECOGNISED) from error
+    clear = image.info.get("transparency")
+    if image.format == "PNG" and clear is not None:  # pillow compares it with what it has scaled to 8 bits
+        stored = image.tile[0].args
+        if stored == "RGB;16B":
+            clear = tuple(value >> 8 for value in clear)
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(stored, 1)
+    if image.format == "GIF" and (frame := image.tile[0].extents) != (0, 0, *image.size):  # beside it is nothing
+        screen = PIL.Image.new("RGBA", image.size)
+        screen.paste(image.convert("RGBA").crop(frame), frame)
+        return screen
     if quick:
         image.draft("RGB", (32, 32))
     return image
@@ -159,29 +239,46 @@ def from_array(array: np.ndarray) -> PIL.Image.Image:
 def to_uint8(values: np.ndarray) -> np.ndarray:
     """Scale 16 bits, or floats from 0 to 1, to uint8; with others, the least becomes black and the largest white."""
     full = 1 if values.dtype.kind == "f" else 65535
-    finite = values[np.isfinite(values)]
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if low >= 0 and high <= full:
         low, high = 0.0, full
-    scaled = (np.nan_to_num(values.astype(np.float64), nan=low) - low) * (255 / max(high - low, 1e-30))
-    return np.round(scaled.clip(0, 255)).astype(np.uint8)
+    result = np.empty(values.shape, np.uint8)
+    for first in range(0, len(values), ROWS):
+        block = np.nan_to_num(values[first : first + ROWS].astype(np.float64), nan=low)
+        result[first : first + ROWS] = np.round(((block - low) * (255 / max(high - low, 1e-30))).clip(0, 255))
+    return result
 
 
 def to_display_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turn a pillow image of any mode into RGB as a viewer shows it; the image given stays as it is."""
     if max(image.size) > MAX_ASPECT * min(image.size) or not min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels are too thin a strip")
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are too many")
     image.load()
+    tags, info = getattr(image, "tag_v2", {}), image.info
+    image.info = {key: value for key, value in info.items() if "xmp" not in key}  # only EXIF turns an image
+    upright = image
     with suppress(Exception):  # broken EXIF data turn nothing
-        image = PIL.ImageOps.exif_transpose(image)
-    profile = image.info.get("icc_profile")
+        if image.getexif().get(ORIENTATION, 1) != 1:  # else it would be copied
+            upright = PIL.ImageOps.exif_transpose(image)
+    image.info, image = info, upright
+    profile, clear = info.get("icc_profile"), info.get("transparency")
     if image.mode[0] in "IF":  # pillow's own conversion clips where it should scale
-        image = PIL.Image.fromarray(to_uint8(np.asarray(image)))
+        values = np.asarray(image)
+        if image.mode == "I" and tags.get(SAMPLE_FORMAT, (0,))[0] == UNSIGNED:
+            values = values.view(np.uint32)
+        grey = to_uint8(values)
+        image = PIL.Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey)
+        if clear is not None:
+            image.putalpha(PIL.Image.fromarray((values != clear).astype(np.uint8) * np.uint8(255)))
     if not image.has_transparency_data:
         return to_srgb(image, image.mode, profile)
-    coloured = image.convert("RGBA")
-    white = PIL.Image.new("RGB", image.size, "white")
-    return PIL.Image.composite(to_srgb(coloured, image.mode, profile), white, coloured.getchannel("A"))
+    stored, image = image.mode, image if image.mode == "RGBA" else image.convert("RGBA")
+    shown = PIL.Image.new("RGB", image.size, "white")
+    shown.paste(to_srgb(image, stored, profile), mask=image.getchannel("A"))
+    return shown
 
 
 def to_srgb(image: PIL.Image.Image, mode: str, profile: bytes | None) -> PIL.Image.Image:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from imgsim.sources.decode import EMPTY_FILE, NOT_RECOGNISED, find_unreadable
+from imgsim.sources.decode import find_unreadable, starts_like_image
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif"}
 SUFFIXES |= {".heic", ".heif"}  # nothing here reads them: they are listed as unreadable rather than passed over
-SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES = {"train": "train", "training": "train"} | dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+SPLIT = re.compile(rf"(?:^|[-_. \d])({'|'.join(SPLIT_NAMES)})(?:[-_. \d]|$)", re.IGNORECASE)  # the rule of datasets
 DATE = re.compile(r"(19|20)\d\d([-_. ]?[01]\d([-_. ]?[0-3]\d)?)?")  # 2024, 2024-05, 20240501
 
 
@@ -44,14 +45,12 @@ def load_folder(folder: Path) -> tuple[DatasetDict, list[dict[str, str]]]:
 
     paths = list(find_images(folder))
     unreadable = find_unreadable(paths, [file_signature(path, folder) for path in paths], str(folder))
-    no_image = (NOT_RECOGNISED, EMPTY_FILE)  # of a file without a suffix, such as README, neither is worth a word
-    skipped = [left_out(paths[i], why) for i, why in unreadable.items() if paths[i].suffix or why not in no_image]
+    skipped = [left_out(paths[i], why) for i, why in unreadable.items()]
     readable = [path for i, path in enumerate(paths) if i not in unreadable]
     files = [ImageFile(path, path.relative_to(folder).parts[:-1]) for path in readable]
     if not files:
         first = f"; {skipped[0]['path']!r}: {skipped[0]['reason']}" if skipped else ""
         raise ValueError(f"dataset {str(folder)!r}: the folder holds no readable image{first}.")
-    drop_common_folders(files)
     read_splits(files)
     skipped += [left_out(file.path, "outside the folders of the splits") for file in files if not file.split]
     files = [file for file in files if file.split]
@@ -63,7 +62,7 @@ def load_folder(folder: Path) -> tuple[DatasetDict, list[dict[str, str]]]:
 
 
 def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Find the files below a folder that are named like images, or have no suffix, in order of their names.
+    """Find the files below a folder that are named like images, or start like one, in order of their names.
 
     Links are followed, though not in circles (above: the real paths that led here); hidden files are passed over. A
     folder that cannot be read, or is empty and named like an image, is itself in the list.
@@ -84,7 +83,7 @@ def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             continue
         if os.path.isdir(path):  # False, too, for a link to itself
             yield from find_images(path, (*above, real))
-        elif path.suffix.lower() in SUFFIXES | {""}:
+        elif path.suffix.lower() in SUFFIXES or starts_like_image(path):
             yield path
 
 
@@ -108,22 +107,38 @@ def printable(text: str) -> str:
 
 
 def drop_common_folders(files: list[ImageFile]) -> None:
-    """Drop the first folder as long as all files share it and it does not name a split."""
-    while files and (first := files[0].folders[:1]) and first[0].lower() not in SPLIT_NAMES:
-        if any(file.folders[:1] != first for file in files):
-            return
+    """Drop the first folder as long as all files share it."""
+    while (first := files[0].folders[:1]) and all(file.folders[:1] == first for file in files):
         for file in files:
             file.folders = file.folders[1:]
 
 
+def split_named(name: str) -> str | None:
+    """Return the split that a folder's name says, such as train for Train_Set and validation for val2017, or None."""
+    found = SPLIT.search(name)
+    return found and SPLIT_NAMES[found[1].lower()]
+
+
 def read_splits(files: list[ImageFile]) -> None:
-    """Read splits from the first folders, if there is train and another, or every file is in one; None elsewhere."""
-    splits = [SPLIT_NAMES.get(file.folders[0].lower()) if file.folders else None for file in files]
-    names = set(splits) - {None}
-    if None in splits and not ("train" in names and len(names) > 1):
+    """Read splits from the folders of the uppermost place with train and another, or in one of which every file is.
+
+    Files outside them have none.
+    """
+    places: dict[tuple[str, ...], set[str]] = {}
+    for file in files:
+        for depth, name in enumerate(file.folders):
+            if split := split_named(name):
+                places.setdefault(file.folders[:depth], set()).add(split)
+    divided = [place for place, splits in places.items() if "train" in splits and len(splits) > 1]
+    # Without two splits, a folder called test is a split if nothing lies beside it.
+    upper = min(divided or places, key=len, default=())
+    depth, inside = len(upper), lambda file: file.folders[:depth] == upper and len(file.folders) > depth
+    splits = [split_named(file.folders[depth]) if inside(file) else None for file in files]
+    several = sum(len(place) == depth for place in divided) > 1  # classes first, then splits: these are not read
+    if several or (None in splits and not divided):
         return
     for file, split in zip(files, splits, strict=True):
-        file.split, file.folders = split, file.folders[1:]
+        file.split, file.folders = split, file.folders[depth + 1 :]
 
 
 def read_labels(files: list[ImageFile], folder: Path) -> None:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import ClassLabel, DatasetDict, Features, Image, Value, load_dataset
 
 from imgsim.sources.decode import find_unreadable
+from imgsim.sources.folder import find_images
 
 
-def has_parquet(folder: Path) -> bool:
-    """Tell whether a folder holds Parquet files, hidden ones apart."""
-    names = (path.relative_to(folder).parts for path in folder.rglob("*.parquet"))
-    return any(not any(part.startswith(".") for part in parts) for parts in names)
+def is_parquet_folder(folder: Path) -> bool:
+    """Tell whether a folder holds Parquet files of images, hidden ones apart, or of anything and no image file."""
+    files = [path for path in folder.rglob("*.parquet") if "/." not in f"/{path.relative_to(folder).as_posix()}"]
+    return any(map(holds_images, files)) or (bool(files) and next(find_images(folder), None) is None)
+
+
+def holds_images(file: Path) -> bool:
+    """Tell whether a column of a Parquet file holds images."""
+    try:
+        return image_column(Features.from_arrow_schema(pq.read_schema(file))) is not None
+    except (OSError, ValueError, pa.ArrowException):  # damaged
+        return False
 
 
 def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[DatasetDict, list[dict[str, str]]]:
@@ -24,6 +35,8 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
     Raises:
         ValueError: a file is damaged, there is no such column, or no image can be read.
     """
+    if beside := next(find_images(folder), None):
+        raise ValueError(f"dataset {source!r} holds Parquet files of images, and image files such as {str(beside)!r}.")
     try:
         images = load_dataset(str(folder), options.get("config"))
     except Exception as error:  # a damaged file, or several configurations to choose from
@@ -35,7 +48,9 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
         raise ValueError(f"dataset {source!r}: {error}") from error
     skipped = []
     for name, split in images.items():
-        sources, rows = split.cast_column("image", Image(decode=False))["image"], list(map(str, range(len(split))))
+        # A row may name any file of the reader's: none is opened.
+        sources = [(image or {}).get("bytes") for image in split.cast_column("image", Image(decode=False))["image"]]
+        rows = list(map(str, range(len(split))))
         unreadable = find_unreadable(sources, rows, split._fingerprint, f"checking {name}")
         skipped += [{"path": f"{name}, row {row}", "reason": why} for row, why in unreadable.items()]
         if unreadable:
@@ -79,6 +94,7 @@ def image_column(features: Features) -> str | None:
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
     if not columns:  # as other libraries than datasets write images
         columns = [name for name, feature in features.items() if isinstance(feature, dict) and "bytes" in feature]
+        columns = columns or [name for name in ("image",) if "binary" in getattr(features.get(name), "dtype", "")]
     return "image" if "image" in columns else next(iter(columns), None)
 
 

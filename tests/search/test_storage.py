@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from imgsim.figures import plot_images, show
 from imgsim.search.storage import FORMAT, Blocks, read_arrays, write_arrays
+from imgsim.sources.cache import write_json
 
 
 def names(folder):
@@ -55,3 +57,13 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path, refused):
     with refused(tmp_path):
         write_arrays(tmp_path, {}, {"a": np.zeros(3)})
     assert names(tmp_path) == ["mine.npy"]
+
+
+def test_home_is_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_arrays("~/index", {"n": 1}, {"planes": np.zeros(3)})
+    assert read_arrays("~/index", ["n"], ["planes"])[1]["planes"].shape == (3,) and names(tmp_path) == ["index"]
+    write_json("~/a.json", 1)
+    show(plot_images([np.zeros((9, 9, 3), np.uint8)], ["x"]), "~/results", "a")
+    assert names(tmp_path) == ["a.json", "index", "results"]

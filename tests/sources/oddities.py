@@ -92,6 +92,43 @@ def turned(form="PNG", orientation=6, **options):
     return contents(marked() if undo is None else marked().transpose(undo), form, exif=exif, **options)
 
 
+def deep_png(values, depth, colour, *chunks):
+    """A PNG of greys (colour 0) or RGB (2) of 2, 4 or 16 bits, with other chunks."""
+    rows = values.reshape(values.shape[0], -1)
+    if depth == 16:
+        lines = rows.astype(">u2").view(np.uint8)
+    else:
+        bits = (rows[:, :, None] >> np.arange(depth)[::-1]) & 1
+        lines = np.packbits(bits.astype(np.uint8).reshape(len(rows), -1), axis=1)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    parts = (chunk(b"IHDR", header), *chunks, chunk(b"IDAT", data), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def with_chunk(kind, data):
+    """A plain PNG with another chunk after its header."""
+    content = contents(marked())
+    return content[:33] + chunk(kind, data) + content[33:]
+
+
+def tiff(values, photometric, sample_format):
+    """A TIFF that pillow does not write: greys of any type."""
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, 8 * values.itemsize), (259, 1), (262, photometric), (273, 134)]
+    tags += [(277, 1), (278, height), (279, values.nbytes), (339, sample_format)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + values.tobytes()
+
+
+def small_frame():
+    """A GIF whose only frame fills the corner of its screen."""
+    content = bytearray(contents(PIL.Image.new("RGB", (8, 4), (0, 0, 254)), "GIF"))
+    content[6:10] = struct.pack("<HH", *SIZE)
+    return bytes(content)
+
+
+XMP = b'<x:xmpmeta><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></x:xmpmeta>'
 PIXELS = np.asarray(marked())
 GREY = np.asarray(marked("L", 7, 99))
 SIXTEEN = GREY.astype(np.uint16) * 257
@@ -168,6 +205,20 @@ ODD = {  # name: (content, what a viewer shows in the corner and elsewhere, how 
     "animated.webp": (several("WEBP", lossless=True), PLAIN, 0),
     "pages.tif": (several("TIFF"), PLAIN, 0),
     "interlaced.png": (png(PIXELS, interlaced=True), PLAIN, 0),
+    "2 bits with transparency.png": (deep_png(GREY // 33, 2, 0, chunk(b"tRNS", b"\0\0")), (WHITE, WHITE), 0),
+    "4 bits with transparency.png": (deep_png(GREY // 7, 4, 0, chunk(b"tRNS", b"\0\1")), (WHITE, (238,) * 3), 0),
+    "16 bits with transparency.png": (deep_png(SIXTEEN, 16, 0, chunk(b"tRNS", b"\7\7")), (WHITE, (99,) * 3), 0),
+    "RGB of 16 bits with transparency.png": (
+        deep_png(PIXELS * np.uint16(257), 16, 2, chunk(b"tRNS", bytes([1, 1, 2, 2, 3, 3]))),
+        (WHITE, GROUND),
+        0,
+    ),
+    "a long text.png": (with_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(2_000_000))), PLAIN, 0),
+    "turned by XMP only.png": (with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP), PLAIN, 0),
+    "turned by XMP only.webp": (contents(marked(), "WEBP", lossless=True, xmp=XMP), PLAIN, 0),
+    "white is zero.tif": (tiff(65535 - SIXTEEN, 0, 1), GREYS, 0),
+    "32 bits, unsigned.tif": (tiff(np.where(GREY == 7, 7, 3 << 30).astype(np.uint32), 1, 1), (BLACK, WHITE), 0),
+    "a small frame.gif": (small_frame(), ((0, 0, 254), WHITE), 0),
     "a PNG called.jpg": (contents(marked()), PLAIN, 0),
     "a WebP called.gif": (contents(marked(), "WEBP", lossless=True), PLAIN, 0),
     "without a suffix": (contents(marked()), PLAIN, 0),
@@ -197,9 +248,12 @@ BROKEN = {  # name: (content, a word of the reason)
     "cut.tif": (contents(NOISE, "TIFF")[:-300], "truncated"),
     "cut.webp": (contents(NOISE, "WEBP")[:-300], "decoder"),
     "cut without a suffix": (contents(NOISE)[:-300], "truncated"),
+    "floats of 64 bits.tif": (tiff(GREY / 255, 1, 3), "TIFF of a rare kind"),
     "header only.png": (contents(NOISE)[:33], ""),
     "garbled.png": (contents(NOISE)[:400] + b"garbled" * 9 + contents(NOISE)[463:], ""),
     "bomb.png": (png(PIXELS, size=(60000, 60000)), "exceeds limit"),
+    "large.png": (png(PIXELS, size=(12000, 12000)), "too many"),
+    "scans.jpg": (contents(NOISE, "JPEG", progressive=True) + 100 * b"\xff\xda", "scans"),
     "thread.png": (contents(PIL.Image.new("L", (20000, 1))), "thin"),
 }
 

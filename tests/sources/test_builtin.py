@@ -1,6 +1,7 @@
 """The rendered leaves: the same pixels from the same seed, balanced classes, folders whole or not at all."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -111,6 +112,21 @@ def test_an_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         render_folder(tmp_path / "leaves", sizes={"train": 6}, size=SIZE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("gone", ["*/*/*_train.1.jpg", "test"])
+def test_leaves_of_which_some_are_gone_are_rendered_again(gone, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path))
+    monkeypatch.setattr(builtin, "SPLITS", {"train": 6, "test": 3})
+    render = lambda folder: render_folder(folder, sizes={"train": 6, "test": 3}, size=SIZE)  # noqa: E731
+    monkeypatch.setattr(builtin, "render_folder", render)
+    folder = builtin.builtin_folder()
+    whole = sorted(folder.rglob("*.jpg"))
+    for path in folder.glob(gone):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (tmp_path / f".{folder.name}-killed").mkdir()
+    assert sorted(builtin.builtin_folder().rglob("*.jpg")) == whole and len(whole) == 9
+    assert not list(tmp_path.glob(".*-*"))
 
 
 def test_a_folder_that_is_there_is_kept(tmp_path):

@@ -1,10 +1,14 @@
 """The cache folder, and files that are written whole or not at all."""
 
+import errno
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 
-from imgsim.sources.cache import atomic_write, cache_folder, write_json
+from imgsim import load_images
+from imgsim.sources.cache import atomic_write, cache_folder, temporary_cache, write_json
 
 
 def names(folder):
@@ -20,6 +24,32 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "xdg" / "imgsim"
     monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path / "own"))
     assert cache_folder("embeddings") == tmp_path / "own" / "embeddings" and cache_folder("embeddings").is_dir()
+
+
+@pytest.mark.parametrize("place", ["file/cache", "/proc/cache", "~nobody at all/cache"])
+def test_work_goes_on_without_a_cache(place, monkeypatch, tmp_path, image_folder):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("IMGSIM_CACHE", place if place[0] in "/~" else str(tmp_path / place))
+    monkeypatch.setattr("imgsim.sources.cache.temporary_cache", cache(temporary_cache.__wrapped__))
+    with pytest.warns(UserWarning, match="no place for a cache") as said:
+        assert len(load_images(image_folder)["train"]) == 24
+    assert len(said) == 1
+
+
+def test_a_full_cache_is_said_and_done_without(monkeypatch, encoder, image_folder, tmp_path):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("imgsim.sources.cache.token_hex", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert encoder.embed(load_images(image_folder)["train"]).shape[0] == 24
+
+
+def test_two_threads_may_write_one_file(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: write_json(tmp_path / "a.json", [number] * 10_000), range(40)))
+    assert len(json.loads((tmp_path / "a.json").read_text())) == 10_000 and names(tmp_path) == ["a.json"]
 
 
 def test_a_file_is_written_whole(tmp_path):

@@ -1,8 +1,15 @@
 """Parquet datasets as the Hub stores them: names, splits, columns and labels, broken rows, streams."""
 
+import io
+import types
+import zipfile
+
 import datasets
+import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 from oddities import contents
@@ -10,7 +17,7 @@ from oddities import contents
 from imgsim import BuildLSHTable, candidates_and_queries, load_images
 from imgsim.images import encode_labels, labels_of
 from imgsim.models.batches import embed_stream
-from imgsim.sources.decode import why_unreadable
+from imgsim.sources.decode import open_or_error, why_unreadable
 from imgsim.sources.names import add_options, join_source, split_source
 
 
@@ -130,7 +137,7 @@ def test_an_image_column_and_a_split_are_chosen(several, pictures):
         ("split=dev", "no split 'dev', only train, test"),
         ("image=img", "no column 'img', only photo, image"),
         ("label=colour", "no column 'colour', only photo, image"),
-        ("image=species", "no readable image: train, row 0: No such file"),
+        ("image=species", "no readable image: train, row 0: there is no image"),
         ("image=weight", "'weight' holds no images"),
         ("label=weight", "'weight' holds no labels"),
         ("label=photo", "'photo' holds no labels"),
@@ -156,6 +163,18 @@ def test_images_as_pandas_writes_them(tmp_path, pictures):
     frame.to_parquet(tmp_path / "frame" / "train.parquet")
     images = load_images(tmp_path / "frame")["train"]
     assert images[0]["image"].size == (40, 30) and images["labels"] == [2, 0, 1]
+
+
+def test_images_as_plain_bytes_in_a_column_called_image(tmp_path, pictures):
+    pd.DataFrame({"image": [one["bytes"] for one in pictures(3)]}).to_parquet(tmp_path / "train.parquet")
+    assert load_images(tmp_path)["train"][2]["image"].size == (40, 30)
+
+
+def test_images_in_parquet_beside_image_files_are_not_chosen_between(publish, pictures, draw, refused):
+    folder = publish({"train": {"image": pictures(2)}}, {"image": Image()})
+    draw(0).save(folder / "logo.png")
+    with refused("logo.png"):
+        load_images(folder)
 
 
 def test_a_data_set_without_images_is_refused(publish, refused):
@@ -278,6 +297,44 @@ def test_a_stream_is_read_batch_by_batch_and_what_is_broken_passed_over(encoder,
     assert [n for n, _ in seen] == [3, 3, 2] and seen[0][1] < 10
     assert index.ids.tolist() == index.labels.tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
     assert "Left out 2 images of the stream" in capsys.readouterr().out
+
+
+def paths_of_the_reader(folder, draw):
+    """Paths that a row may name and nobody may open, and one of a file that is no picture's."""
+    draw(0).save(folder / "private.png")
+    draw(0).save(folder / "private.eps")
+    with zipfile.ZipFile(folder / "x.zip", "w") as archive:
+        archive.write(folder / "private.png", "a.png")
+    private = folder / "private.png"
+    return [
+        str(private),
+        f"file://{private}",
+        f"local://{private}",
+        f"zip://a.png::{folder}/x.zip",
+        "/dev/zero",
+        f"zip://a.png::file://{folder}/x.zip::hf://",
+        "http://127.0.0.1:9/a.png",
+        f"file://{folder}/private.eps",
+        "~/a.png",
+    ]
+
+
+def test_rows_never_open_files_of_the_reader(tmp_path, publish, pictures, draw, encoder, monkeypatch, refused):
+    monkeypatch.setattr("PIL.Image.open", lambda *any, **how: pytest.fail("a file was opened"))
+    paths = paths_of_the_reader(tmp_path, draw)
+    rows = [{"bytes": None, "path": path} for path in paths]
+    assert all("holds no image" in open_or_error(row) for row in (*rows, *paths))
+    folder = publish({"train": {"image": [None]}}, {"image": Image()})
+    table = pa.table({"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
+    pq.write_table(table, next(folder.rglob("*.parquet")))
+    with refused("there is no image"):
+        load_images(folder)
+
+
+def test_rows_may_name_files_on_the_hub(monkeypatch, draw):
+    monkeypatch.setattr(fsspec, "open", lambda url: types.SimpleNamespace(open=lambda: io.BytesIO(contents(draw(0)))))
+    for path in ("hf://datasets/a/b/1.png", "zip://1.png::hf://datasets/a/b/x.zip"):
+        assert open_or_error({"bytes": None, "path": path}).size == (40, 30)
 
 
 def test_a_stream_of_unknown_columns(encoder, pictures, refused):

@@ -85,9 +85,9 @@ def only_the_answer(quiet: bool):
 
 def is_image_folder(source: str) -> bool:
     """Tell whether a source is a folder of image files, not of a run, nor of a dataset's Parquet files."""
-    from imgsim.sources.parquet import has_parquet
+    from imgsim.sources.parquet import is_parquet_folder
 
-    return os.path.isdir(source) and not os.path.exists(f"{source}/run.json") and not has_parquet(Path(source))
+    return os.path.isdir(source) and not os.path.exists(f"{source}/run.json") and not is_parquet_folder(Path(source))
 
 
 def ask_for_checkpoint() -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from imgsim.sources.decode import EMPTY_FILE, NOT_RECOGNISED, reason, why_unreadable
+from imgsim.sources.decode import reason, why_unreadable
 from imgsim.sources.folder import file_signature, find_images
 
 
@@ -69,6 +69,4 @@ def examine_files(folder: Path, before: dict[str, File], known: Container[int]) 
 
 def skipped_files(files: dict[str, File]) -> dict[str, str]:
     """Return path -> reason of the files that were to be images and cannot be read."""
-    no_image = (NOT_RECOGNISED, EMPTY_FILE)  # of a file without a suffix, such as README, neither is worth a word
-    problems = {name: file.problem for name, file in files.items() if file.problem}
-    return {name: why for name, why in problems.items() if Path(name).suffix or why not in no_image}
+    return {name: file.problem for name, file in files.items() if file.problem}

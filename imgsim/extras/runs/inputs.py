@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Image, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.images import candidates_and_queries, fingerprint
+from imgsim.sources.decode import stored_images
+from imgsim.sources.folder import file_signature, find_images
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
 
@@ -50,6 +52,20 @@ def find_inputs(settings: dict) -> tuple[dict, dict]:
     return settings, commits
 
 
+def check_apart(dataset: str, output: Path) -> None:
+    """Check that neither a dataset's folder nor the output, a whole path, lies in the other; else ValueError."""
+    folder = Path(split_source(dataset)[0]).resolve()
+    if folder.is_dir() and (output.is_relative_to(folder) or folder.is_relative_to(output)):
+        raise ValueError(f"The output {str(output)!r} and the dataset {str(folder)!r} must not lie in one another.")
+
+
+def folder_state(dataset: str) -> list[str | None]:
+    """Return what changes when an image is added to a local folder, removed or changed; [] for other datasets."""
+    folder = Path(split_source(dataset)[0])
+    files = (*find_images(folder), *sorted(folder.rglob("*.parquet"))) if folder.is_dir() else ()
+    return [file_signature(path, folder) for path in files]
+
+
 def commit_of(folder: Path) -> str | None:
     """Return the commit of a folder in the Hub's cache, whose snapshots are named by commit."""
     return folder.name if folder.parent.name == "snapshots" else None
@@ -73,7 +89,7 @@ def digests_of(splits: tuple[Dataset, Dataset]) -> dict[str, str]:
 
 def image_files(images: Dataset) -> list[str] | None:
     """Return the images' paths, or None if they are parts of larger files."""
-    sources = images.cast_column("image", Image(decode=False))["image"]
+    sources = stored_images(images)
     if any(source["bytes"] is not None for source in sources):
         return None
     return [source["path"] for source in sources]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
+from filelock import FileLock, Timeout
 
 from imgsim.extras.runs.environment import NOTEBOOKS, environment, find_notebook
-from imgsim.extras.runs.inputs import all_images, digests_of, find_inputs, image_files
+from imgsim.extras.runs.inputs import all_images, check_apart, digests_of, find_inputs, folder_state, image_files
 from imgsim.extras.runs.report import write_report
-from imgsim.extras.runs.settings import complete_settings, run_name
+from imgsim.extras.runs.settings import complete_settings, run_name, short_digest
 from imgsim.images import candidates_and_queries, fingerprint, labels_of, load_images
 from imgsim.sources.cache import write_json
 from imgsim.sources.errors import require
@@ -22,27 +25,46 @@ from imgsim.sources.errors import require
 NOTEBOOK_TOOLS = ("papermill", "nbconvert", "latex2mathml", "ipykernel")
 
 
+# All that a run, `imgsim query` and further notebooks write to a folder; the rest is somebody else's.
+OWN = re.compile(
+    r"\d\d_\w+\.ipynb|report\.html|(metrics|run|images)\.json|figures/(\d\d|query)-[^/]+|index/(manifest\.json|\.lock|[^/]+\.npy)"
+)
+
+
 @contextmanager
 def fresh_folder(folder: Path) -> Iterator[None]:
-    """Make an empty folder to work in, in place of an earlier run's.
+    """Make an empty folder to work in, in place of an earlier run's, and keep other runs out of it.
 
-    If the work fails, the earlier run comes back, and what was done stays beside it, in <folder>.failed.
+    If the work fails, the earlier run comes back, and what was done stays beside it, in <folder>.failed. Until the
+    work is done the earlier run lies in .<folder>.imgsim. Files that no run wrote are in the folder at the end.
 
     Raises:
-        ValueError: the folder holds other files, or cannot be written to.
+        ValueError: the folder holds other files, cannot be written to, or another run is at work in it.
     """
-    before, failed = folder.with_name(f"{folder.name}.before"), folder.with_name(f"{folder.name}.failed")
+    beside = folder.with_name(f".{folder.name}.imgsim")
+    before, names = beside / "before", (folder.with_name(f"{folder.name}.failed{number or ''}") for number in count())
+    failed = next(path for path in names if not path.exists() or (path.is_dir() and not others_in(path)))
     holds_run = any((folder / name).exists() for name in ("run.json", f"{NOTEBOOKS[0]}.ipynb"))
     if folder.exists() and any(folder.iterdir()) and not holds_run:
         raise ValueError(f"{str(folder)!r} holds other files: a run wants a folder of its own (--output).")
+    lock = FileLock(beside / "lock", timeout=0)  # released by the system, however the process ends
     try:
+        beside.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
         shutil.rmtree(failed, ignore_errors=True)
-        if before.exists():  # an earlier run was killed: the run that it was to replace is still whole
-            shutil.rmtree(folder, ignore_errors=True)
-        elif folder.exists():
+        if before.exists():
+            whole = (folder / "run.json").exists()  # it is written last
+            print(f"An earlier run in {str(folder)!r} was stopped {'at its end' if whole else 'and is cleared away'}.")
+            remove_run(*((before, folder) if whole else (folder, before)))
+            if not whole:
+                before.replace(folder)
+        if folder.exists():
             folder.replace(before)
         folder.mkdir(parents=True)
+    except Timeout as error:
+        raise ValueError(f"Another run is at work in {str(folder)!r}.") from error
     except OSError as error:
+        lock.release()
         reason = error.strerror
         raise ValueError(f"{str(folder)!r} cannot be written to ({reason}): name another (--output).") from error
     try:
@@ -52,7 +74,35 @@ def fresh_folder(folder: Path) -> Iterator[None]:
         if before.exists():
             before.replace(folder)
         raise
-    shutil.rmtree(before, ignore_errors=True)
+    else:
+        remove_run(before, folder)
+    finally:
+        lock.release()
+
+
+def others_in(folder: Path) -> list[Path]:
+    """Return the files in a folder that no run wrote, relative to it."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return [name for name in (path.relative_to(folder) for path in paths) if not OWN.fullmatch(name.as_posix())]
+
+
+def remove_run(folder: Path, successor: Path) -> None:
+    """Remove a run; files in its folder that no run wrote move to that of its successor."""
+    for name in others_in(folder):
+        (successor / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).replace(successor / name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def default_folder(settings: dict) -> Path:
+    """Return the folder in outputs/ that is named by the settings and holds no run of other images or weights."""
+    folder, named = Path("outputs", run_name(settings)), ("dataset", "checkpoint")
+    try:
+        kept = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = settings
+    same = all(kept.get(name) == settings[name] for name in named)
+    return folder if same else Path(f"{folder}-{short_digest([settings[name] for name in named])}")
 
 
 def execute(name: str, settings: dict, folder: Path, progress: bool = True) -> Path:
@@ -100,12 +150,17 @@ def run(settings: dict, output=None) -> Path:
     """
     require(NOTEBOOK_TOOLS, "notebooks")
     settings, commits = find_inputs(complete_settings(settings))
-    images = load_images(settings["dataset"])
+    folder = Path(output or default_folder(settings)).expanduser().resolve()
+    check_apart(settings["dataset"], folder)
+    listed, images = folder_state(settings["dataset"]), load_images(settings["dataset"])
     splits, everything = candidates_and_queries(images, settings["seed"]), all_images(images, settings["seed"])
     digests = commits | digests_of(splits) | {"images": fingerprint(everything)}
-    folder = Path(output or f"outputs/{run_name(settings)}").expanduser().resolve()
     with fresh_folder(folder):
-        executed = [execute(name, settings | {"output": str(folder)}, folder) for name in NOTEBOOKS]
+        executed = []
+        for name in NOTEBOOKS:
+            executed.append(execute(name, settings | {"output": str(folder)}, folder))
+            if folder_state(settings["dataset"]) != listed:
+                raise ValueError(f"The images of {settings['dataset']!r} changed during the run: start it again.")
         write_report(executed, folder / "report.html")
         index_all(folder, settings, everything)
         manifest = json.loads((folder / "index" / "manifest.json").read_text(encoding="utf-8"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from hashlib import blake2b
 from pathlib import Path
 
 import yaml
@@ -103,3 +105,8 @@ def run_name(settings: dict) -> str:
     others = "".join(f"-{settings[name]}" for name in ("planes", "dtype") if settings[name] != DEFAULTS[name])
     name = f"{Path(settings['dataset']).name}-{prefix}{Path(checkpoint).name}{numbers}{others}"
     return re.sub(r"[^\w.-]+", "-", name)
+
+
+def short_digest(content) -> str:
+    """Return a digest of four bytes of anything that JSON can hold."""
+    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()

@@ -60,7 +60,7 @@ class Images:
 
 
 def list_images(address, column: str | None = None) -> Images:
-    """List the images at an address: those in Parquet files if there are any, else files by their suffix.
+    """List the images at an address: those in Parquet files if there are any, else image files.
 
     Args:
         address: "builtin", a path, or what fsspec knows; of a file or a folder.
@@ -70,26 +70,33 @@ def list_images(address, column: str | None = None) -> Images:
         ValueError: there are none, or there is no such column.
     """
     from imgsim.sources.builtin import builtin_folder
-    from imgsim.sources.folder import SUFFIXES
+    from imgsim.sources.parquet import is_parquet_folder
 
     address = str(address)
     folder = Shards.at(builtin_folder() / "train" if address == "builtin" else address)
     try:
         if folder.fs.isfile(folder.path):
             parent, _, name = folder.path.rpartition("/")
-            versions = {name: file_version(folder.fs.info(folder.path))}
+            versions = {name: file_version(folder.fs.info(folder.path))} if by_suffix(name) else {}
             folder = Shards(folder.fs, parent)
         else:
             versions = list_files(folder)
     except OSError as error:
         raise ValueError(f"There are no images to embed at {address!r}: {first_line(error)}") from error
     parquet = {name: version for name, version in versions.items() if name.endswith(".parquet")}
-    if parquet:
+    files = [name for name in versions if name not in parquet]
+    if parquet and not (files and folder.local and not is_parquet_folder(Path(folder.path))):  # a table beside photos
         return list_parquet(folder, address, parquet, column)
-    files = [name for name in versions if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not files:
         raise ValueError(f"There are no images to embed at {address!r}: no Parquet file, and none of images.")
     return Images(folder, files, [[1]] * len(files), version=[versions[name] for name in files])
+
+
+def by_suffix(name: str) -> bool:
+    """Tell whether a file is named like one of images."""
+    from imgsim.sources.folder import SUFFIXES
+
+    return PurePosixPath(name).suffix.lower() in {*SUFFIXES, ".parquet"}
 
 
 def list_files(folder: Shards) -> dict[str, list]:
@@ -101,7 +108,8 @@ def list_files(folder: Shards) -> dict[str, list]:
         paths += Path(folder.path).rglob("*.parquet")
         infos = {str(path): folder.fs.info(str(path)) for path in paths}
     else:
-        infos = folder.fs.find(folder.path, detail=True)
+        # To look into files, as on this machine, would take a request for each.
+        infos = {path: info for path, info in folder.fs.find(folder.path, detail=True).items() if by_suffix(path)}
     names = {path: path.removeprefix(folder.path).lstrip("/") for path in sorted(infos)}
     return {name: file_version(infos[path]) for path, name in names.items() if "/." not in f"/{name}"}
 

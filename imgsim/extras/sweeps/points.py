@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 from functools import cache
-from hashlib import blake2b
 from itertools import product
 from pathlib import Path
 
 from imgsim.extras.runs.inputs import digests_of
-from imgsim.extras.runs.settings import complete_settings, read_params, run_name
+from imgsim.extras.runs.settings import complete_settings, read_params, run_name, short_digest
 from imgsim.images import candidates_and_queries, load_images
 
 SEARCH_SETTINGS = (
@@ -45,11 +43,6 @@ def read_points(path) -> list[dict]:
             if point not in points:
                 points.append(point)
     return points
-
-
-def short_digest(content) -> str:
-    """Return a digest of four bytes of anything that JSON can hold."""
-    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def record_failure(job: dict, error: Exception) -> None:

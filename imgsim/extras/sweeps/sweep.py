@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from imgsim.extras.runs.environment import POINT, environ, environment
-from imgsim.extras.runs.inputs import find_inputs
+from imgsim.extras.runs.inputs import check_apart, find_inputs
 from imgsim.extras.runs.report import write_report
 from imgsim.extras.runs.run import NOTEBOOK_TOOLS, execute
 from imgsim.extras.runs.settings import DEFAULTS
@@ -142,6 +142,8 @@ def sweep(path, output=None, jobs: int | None = None) -> tuple[Path, pd.DataFram
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}, but at least one point at a time is needed.")
     folder = Path(output or f"outputs/{Path(path).stem}").expanduser().resolve()
+    for settings, _ in found:
+        check_apart(settings["dataset"], folder)
     try:
         with folder_lock(folder):
             prepared, made_by = prepare_jobs(points, found, folder), environment()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from imgsim.encoder import load_encoder
 from imgsim.extras.cli import main
 from imgsim.extras.runs.environment import NOTEBOOKS
 from imgsim.extras.runs.inputs import all_images
-from imgsim.extras.runs.run import fresh_folder
+from imgsim.extras.runs.run import default_folder, fresh_folder, run
 from imgsim.extras.runs.saved import SavedRun
 from imgsim.extras.runs.settings import DEFAULTS, complete_settings, read_params, run_name
 from imgsim.images import candidates_and_queries, load_images
@@ -42,6 +43,19 @@ def toy_run(tmp_path_factory, image_folder, checkpoint):
     options = ["run", "--dataset", str(image_folder), "--checkpoint", str(checkpoint), "--output", str(folder)]
     assert main([*options, "--params", str(ROOT / "params" / "ci.yaml"), "--num-tables", "3"]) == 0
     return folder
+
+
+@pytest.fixture
+def put(tmp_path, draw):
+    """A function that writes small images under these names into a folder, which it returns."""
+
+    def write(*names):
+        for i, name in enumerate(names):
+            (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+            draw(i).save(tmp_path / "set" / name)
+        return tmp_path / "set"
+
+    return write
 
 
 def metrics_of(folder) -> dict:
@@ -363,11 +377,83 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
 
 
 def test_a_killed_run_is_cleared_away_and_what_it_meant_to_replace_is_kept(tmp_path):
-    folder, before = tmp_path / "run", tmp_path / "run.before"
-    folder.mkdir(), before.mkdir()
+    folder, before = tmp_path / "run", tmp_path / ".run.imgsim" / "before"
+    folder.mkdir(), before.mkdir(parents=True)
+    (folder / "thoughts.md").touch()  # somebody else's
     (folder / "01_embeddings.ipynb").touch()  # half a run
     (before / "run.json").touch()  # the whole one that it would have replaced
     with pytest.raises(KeyboardInterrupt), fresh_folder(folder):
         assert not any(folder.iterdir())
         raise KeyboardInterrupt
-    assert (folder / "run.json").exists() and not before.exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json", "thoughts.md"] and not before.exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_that_was_killed_at_its_very_end_is_whole(fails, tmp_path, capsys):
+    folder, before = tmp_path / "run", tmp_path / ".run.imgsim" / "before"
+    folder.mkdir(), before.mkdir(parents=True)
+    (folder / "run.json").write_text("new")
+    (before / "figures").mkdir()
+    for name in ("report.html", "figures/01-map.png", "figures/mine.png"):  # not removed yet
+        (before / name).touch()
+    with suppress(KeyboardInterrupt), fresh_folder(folder):
+        (folder / "run.json").write_text("newer")
+        if fails:
+            raise KeyboardInterrupt
+    assert (folder / "run.json").read_text() == ("new" if fails else "newer")
+    assert (folder / "figures" / "mine.png").exists() and not (folder / "report.html").exists()
+    assert "stopped at its end" in capsys.readouterr().out
+
+
+def test_what_no_run_wrote_is_never_deleted(tmp_path):
+    strangers = ["run.before/thesis.txt", "run.failed/notes.txt", "run/notes.md", "run/index/a.csv", "run/01.png"]
+    for name in (*strangers, "run/run.json", "run/index/ids-0.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with fresh_folder(tmp_path / "run"):
+        (tmp_path / "run" / "run.json").touch()
+    with pytest.raises(OSError, match="full"), fresh_folder(tmp_path / "run"):
+        (tmp_path / "run" / "01_embeddings.ipynb").touch()
+        raise OSError("disk full")
+    assert all((tmp_path / name).exists() for name in strangers)
+    assert not (tmp_path / "run" / "index" / "ids-0.npy").exists()
+    assert (tmp_path / "run.failed1" / "01_embeddings.ipynb").exists()
+
+
+def test_two_runs_at_once_do_not_share_a_folder(tmp_path, refused):
+    with fresh_folder(tmp_path / "run"):
+        (tmp_path / "run" / "run.json").touch()
+        with refused("Another run"), fresh_folder(tmp_path / "run"):
+            pass
+    with fresh_folder(tmp_path / "run"):
+        pass
+
+
+def test_datasets_of_the_same_name_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one, two = (complete_settings({"dataset": f"/{place}/photos"}) for place in ("home", "work"))
+    folder = default_folder(one)
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"settings": one}))
+    assert default_folder(one) == folder == Path("outputs", run_name(two)) != default_folder(two)
+    assert default_folder(one | {"top_k": 9}) == folder
+
+
+@pytest.mark.parametrize("inside", ["photos/run", "photos", "."])
+def test_an_output_in_the_dataset_or_around_it_is_refused(inside, put, refused):
+    photos = put("photos/a/1.png", "photos/b/2.png") / "photos"
+    with refused("must not lie in one another"):
+        run({"dataset": str(photos)}, photos.parent / inside)
+    assert len(list(photos.rglob("*"))) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda photos: shutil.copy(photos / "1.png", photos / "3.png"), lambda photos: (photos / "2.png").unlink()],
+)
+def test_a_run_whose_images_change_fails(change, put, monkeypatch, refused, tmp_path):
+    photos = put("1.png", "2.png")
+    monkeypatch.setattr("imgsim.extras.runs.run.execute", lambda *args: change(photos))
+    with refused("changed during the run"):
+        run({"dataset": str(photos)}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

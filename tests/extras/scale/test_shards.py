@@ -6,6 +6,7 @@ from unittest import mock
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,6 +161,10 @@ def test_images_of_a_tree_are_found_in_order_and_read_in_pieces(photos, far, mon
         )
         assert [part["id"].tolist() for part in seen] == [[0, 1], [2]] and not any(seen[0]["reason"] != "")
     assert list_images(photos / "a.jpg").files == ["a.jpg"]
+    pq.write_table(pa.table({"file": ["a.jpg"]}), photos / "captions.parquet")
+    os.rename(photos / "a.jpg", photos / "a.jpg~")
+    assert list_images(photos).files == ["a.jpg~", "a/0.webp", "b/1.PNG", "b/2.png"]
+    os.rename(photos / "a.jpg~", photos / "a.jpg")
     before = list_images(photos).version
     os.utime(photos / "a.jpg", (1, 1))
     assert list_images(photos).version != before
