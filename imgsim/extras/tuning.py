@@ -101,6 +101,6 @@ def plot_tradeoff(tuning: Tuning) -> Axes:
     for group, points in groups.items():
         axis.plot(*zip(*points, strict=True), ".", label=group)
     axis.plot(best.cost, best.recall, "o", markersize=13, fillstyle="none", color=INK, label="chosen")
-    axis.set(xlabel="estimated µs per query", ylabel="recall", xscale="log")
+    axis.set(xlabel="estimated µs per query", ylabel="recall")
     axis.legend(fontsize=8)
     return axis
