@@ -11,6 +11,7 @@ from hashlib import blake2b
 from itertools import islice
 
 import numpy as np
+import PIL.Image
 import torch
 from datasets import Image, IterableDataset
 from tqdm import tqdm
@@ -54,6 +55,13 @@ def embed_batches(sources: Sequence, size: int, prepare: Callable, forward: Call
     finally:
         torch.set_num_threads(threads)  # new threads inherit what the pool's set for themselves
     return np.concatenate(rows)
+
+
+def count_images(images: Sequence) -> int:
+    """Return how many images there are; ValueError if it is one image and no sequence."""
+    if isinstance(images, (str, bytes, os.PathLike, PIL.Image.Image)):
+        raise ValueError("embed takes a sequence of images; for one image: embed([image]).")
+    return len(images)
 
 
 def use_one_thread() -> None:
