@@ -111,7 +111,7 @@ def find_unreadable(
     file = cache_folder("readable") / f"{key}.json"
     try:
         readable = set(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there yet, or damaged
+    except (OSError, ValueError, TypeError, RecursionError):  # not there yet, or damaged
         readable = set()
     new = [i for i, signature in enumerate(signatures) if signature is None or signature not in readable]
     unreadable: dict[int, str] = {}
