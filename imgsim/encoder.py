@@ -8,12 +8,11 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import PIL.Image
 import torch
 from datasets import Dataset
 
 from imgsim.images import fingerprint
-from imgsim.models.batches import cached_embeddings, embed_batches
+from imgsim.models.batches import cached_embeddings, count_images, embed_batches
 from imgsim.models.loading import (
     BUILTIN,
     LOADING_ERRORS,
@@ -28,10 +27,11 @@ from imgsim.models.loading import (
 )
 from imgsim.models.onnx import OnnxModel
 from imgsim.models.pooling import Pooled
-from imgsim.sources.decode import open_image, stored_images
+from imgsim.sources.decode import open_image
 from imgsim.sources.errors import first_line
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint
+from imgsim.sources.parquet import stored_images
 
 PROCESS = os.getpid()
 MICRO_BATCH = 8  # images per pass on a CPU: the outputs of its layers still fit into the CPU's caches
@@ -51,7 +51,8 @@ class Encoder:
     def __init__(
         self, model: torch.nn.Module, processor, device=None, dtype=None, pooling: str | None = None, origin: tuple = ()
     ):
-        self.given, self.state = (None, []) if origin else (model, weights_state(model))  # it lives on: see embed
+        self.given: torch.nn.Module | None = None if origin else model  # it lives on: see embed
+        self.state = weights_state(model)
         self.device = torch.device(device or pick_device())
         self.dtype = pick_dtype(dtype, self.device)
         self.precision = str(self.dtype).removeprefix("torch.")
@@ -108,11 +109,9 @@ class Encoder:
                 `open_image` takes.
             batch_size: images per batch.
         """
-        if isinstance(images, (str, bytes, os.PathLike, PIL.Image.Image)):
-            raise ValueError("embed takes a sequence of images; for one image: embed([image]).")
         if self.given is not None and self.state != weights_state(self.given):
             vars(self).update(vars(Encoder(self.given, self.processor, self.device, self.dtype, self.pooling)))
-        if not len(images):
+        if not count_images(images):
             return np.empty((0, self.dim), np.float32)
         if isinstance(images, Dataset):
             sources = stored_images(images)

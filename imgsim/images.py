@@ -9,11 +9,12 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from imgsim.sources.builtin import builtin_folder
-from imgsim.sources.decode import DECODER_VERSION, stored_bytes, stored_images
+from imgsim.sources.decode import DECODER_VERSION
+from imgsim.sources.errors import print_skipped
 from imgsim.sources.folder import load_folder, split_named
 from imgsim.sources.hub import locate
 from imgsim.sources.names import split_source
-from imgsim.sources.parquet import is_parquet_folder, load_parquet
+from imgsim.sources.parquet import is_parquet_folder, load_parquet, stored_bytes, stored_images
 
 
 def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
@@ -45,11 +46,7 @@ def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
         raise ValueError(f"dataset {str(source)!r}: there is no split {split!r}, only {', '.join(images)}.")
     images = DatasetDict({split: images[split]} if split else images)
     images.skipped = skipped
-    if skipped:
-        shown = "; ".join(f"{entry['path']!r} ({entry['reason']})" for entry in skipped[:5])
-        more = f"; and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
-        total = len(skipped) + sum(map(len, images.values()))
-        print(f"Left out {len(skipped):,} of {total:,} images: {shown}{more}")
+    print_skipped(skipped, len(skipped) + sum(map(len, images.values())))
     return images
 
 
@@ -97,8 +94,7 @@ def fingerprint(images: Dataset) -> str:
         ValueError: a row holds no image, or a file has become unreadable.
     """
     digest = blake2b(bytes([DECODER_VERSION]), digest_size=16)
-    for image in stored_images(images):
-        content = stored_bytes(image)
+    for content in map(stored_bytes, stored_images(images)):
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.hexdigest()

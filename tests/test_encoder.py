@@ -29,6 +29,7 @@ from transformers import (
 
 from imgsim import load_encoder
 from imgsim.encoder import Encoder
+from imgsim.models.batches import cached_embeddings
 
 ALIKE = 1e-5  # float32 sums are rounded differently in batches of another size; embeddings are about 1
 
@@ -303,6 +304,18 @@ def test_a_damaged_cache_file_is_made_again(mark, encoder, images, own_cache):
     at = 0 if mark == b"text" else content.index(mark) + len(mark) + 4  # the start, or the bytes after a mark
     file.write_bytes(content[:at] + b"\xff" * 8 + content[at + 8 :])
     np.testing.assert_array_equal(encoder.embed(images["test"]), rows)
+
+
+def test_a_cache_file_with_any_byte_changed_is_made_again(own_cache):
+    rows = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    make = lambda: (rows, 1.0)  # noqa: E731
+    cached_embeddings("key", make)
+    file = next(own_cache.iterdir())
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 3):
+        for value in (0, 1, 255):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ value]) + whole[place + 1 :])
+            np.testing.assert_array_equal(cached_embeddings("key", make)[0], rows)
 
 
 def test_no_pickle_is_read_from_the_cache(encoder, images, own_cache):

@@ -240,12 +240,15 @@ def test_a_file_is_decoded_again_only_where_it_has_changed(put, monkeypatch, dra
     assert sorted(checked) == ["1.png", "4.png"]
 
 
-def test_what_was_found_whole_is_not_believed_from_a_damaged_note(put, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "[[1]]", "[" * 100_000, '{"a": 1}', "\0"], ids=lambda content: content[:6]
+)
+def test_what_was_found_whole_is_not_believed_from_a_damaged_note(content, put, tmp_path, monkeypatch):
     monkeypatch.setenv("IMGSIM_CACHE", str(tmp_path / "cache"))
     folder = put("a/1.png", "b/2.png")
     load_images(folder)
     (note,) = (tmp_path / "cache" / "readable").iterdir()
-    note.write_text("[1, 2]")
+    note.write_text(content)
     assert len(load_images(folder)["train"]) == 2
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from hashlib import blake2b
 from itertools import islice
 
 import numpy as np
+import PIL.Image
 import torch
 from datasets import Image, IterableDataset
 from tqdm import tqdm
@@ -54,6 +54,13 @@ def embed_batches(sources: Sequence, size: int, prepare: Callable, forward: Call
     finally:
         torch.set_num_threads(threads)  # new threads inherit what the pool's set for themselves
     return np.concatenate(rows)
+
+
+def count_images(images: Sequence) -> int:
+    """Return how many images there are; ValueError if it is one image and no sequence."""
+    if isinstance(images, (str, bytes, os.PathLike, PIL.Image.Image)):
+        raise ValueError("embed takes a sequence of images; for one image: embed([image]).")
+    return len(images)
 
 
 def use_one_thread() -> None:
@@ -103,7 +110,7 @@ def cached_embeddings(key: str, embed: Callable[[], tuple[np.ndarray, float]]) -
     try:
         with np.load(file) as kept:
             return kept["embeddings"], float(kept["images_per_second"])
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
+    except Exception:  # not there, or damaged, for which numpy and zipfile have many errors
         embeddings, images_per_second = embed()
     with best_effort(), atomic_write(file) as beside, open(beside, "wb") as stream:
         np.savez(stream, embeddings=embeddings, images_per_second=images_per_second)

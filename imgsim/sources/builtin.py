@@ -11,12 +11,13 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Image
+from datasets import Dataset
 from filelock import FileLock
 from tqdm import tqdm
 
 from imgsim.sources.cache import cache_folder
 from imgsim.sources.leaves import CLASSES, Traits, render_leaf, sample_traits
+from imgsim.sources.parquet import stored_images
 
 SPLITS = {"train": 1034, "validation": 133, "test": 128}  # the sizes of Beans
 
@@ -59,7 +60,7 @@ def render_folder(folder: str | os.PathLike, seed: int = 0, sizes: Mapping[str, 
 def traits_of(images: Dataset, seed: int = 0) -> list[Traits]:
     """Sample the traits of rendered images again, from the seed and the names that `render_folder` gives to files."""
     traits = []
-    for image in images.cast_column("image", Image(decode=False))["image"]:
+    for image in stored_images(images):
         name, number = Path(image["path"]).stem.split(".")  # bean_rust_train.12.jpg
         label, split = name.rsplit("_", 1)
         traits.append(sample_image(split, int(number) * len(CLASSES) + CLASSES.index(label), seed)[0])

@@ -22,7 +22,6 @@ import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
 import PIL.PngImagePlugin
-from datasets import Dataset, Image
 from tqdm import tqdm
 
 from imgsim.sources.cache import best_effort, cache_folder, write_json
@@ -35,7 +34,6 @@ FORMATS: list[str] = [name for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "B
 # Tell by a file's start whether it is of these formats, or of others whose files are listed.
 KNOWN = [accepts for name in (*FORMATS, "JPEG2000", "PPM") if (accepts := PIL.Image.OPEN[name][1])]
 NOT_RECOGNISED = f"not recognised as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-EMPTY_FILE = "an empty file"
 MAX_ASPECT = 500  # length over width: scaled to 256 on the short side, such a strip takes 400 MB
 MAX_PIXELS = 1 << 27  # decoded, such an image takes up to 2 GB for a moment
 LARGE_PIXELS = 1 << 24
@@ -113,7 +111,7 @@ def find_unreadable(
     file = cache_folder("readable") / f"{key}.json"
     try:
         readable = set(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there yet, or damaged
+    except (OSError, ValueError, TypeError, RecursionError):  # not there yet, or damaged
         readable = set()
     new = [i for i, signature in enumerate(signatures) if signature is None or signature not in readable]
     unreadable: dict[int, str] = {}
@@ -149,27 +147,6 @@ def bytes_or_path(source: ImageSource) -> ImageSource:
     return source
 
 
-def stored_images(images: Dataset) -> Sequence[dict]:
-    """Return the images of a split as they are stored, {"bytes", "path"}, whatever its format or transform.
-
-    Raises:
-        ValueError: it has no column image.
-    """
-    if "image" not in images.column_names:
-        raise ValueError(f"The dataset has no column 'image', only {', '.join(images.column_names)}: rename one.")
-    return images.with_format(None).cast_column("image", Image(decode=False))["image"]
-
-
-def stored_bytes(image: dict | None) -> bytes:
-    """Return the content of an image as it is stored; ValueError if there is none or its file cannot be read."""
-    if image is None:
-        raise ValueError("A row of the dataset holds no image.")
-    try:
-        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-    except OSError as error:
-        raise ValueError(f"{image['path']} cannot be read as an image: {reason(error)}") from error
-
-
 def reason(error: Exception) -> str:
     """Return an error as a few words on one line, without the file's name."""
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -199,7 +176,7 @@ def read_image(source: ImageSource, quick: bool = False) -> PIL.Image.Image:
     if not isinstance(source, bytes):
         raise ValueError(f"a path, bytes, a PIL image or an array is needed, not {source!r:.40}")
     if not source:
-        raise ValueError(EMPTY_FILE)
+        raise ValueError("an empty file")
     if source.startswith(b"\xff\xd8") and (scans := source.count(b"\xff\xda")) > MAX_SCANS:
         raise ValueError(f"a JPEG of {scans:,} scans")
     try:

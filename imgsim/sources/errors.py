@@ -1,4 +1,4 @@
-"""Errors in one line: what one says, and what is missing."""
+"""Errors in one line: what one says, what was left out, and what is missing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ INSTALLED_AS = {"ray": "ray[data]"}  # modules whose name for pip is another
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says."""
     return str(error).strip().partition("\n")[0]
+
+
+def print_skipped(skipped: Sequence[dict[str, str]], total: int) -> None:
+    """Print which of all images, as [{"path", "reason"}], were left out, if any was."""
+    if skipped:
+        shown = "; ".join(f"{entry['path']!r} ({entry['reason']})" for entry in skipped[:5])
+        more = f"; and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
+        print(f"Left out {len(skipped):,} of {total:,} images: {shown}{more}")
 
 
 def require(modules: Sequence[str], extra: str) -> None:

@@ -1,14 +1,15 @@
-"""Datasets in Parquet files, as the Hub stores them: which columns to take, which images are readable."""
+"""Datasets in Parquet files, as the Hub stores them: which columns to take, what is in them and can be read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, DatasetDict, Features, Image, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
 
-from imgsim.sources.decode import find_unreadable
+from imgsim.sources.decode import find_unreadable, reason
 from imgsim.sources.folder import find_images
 
 
@@ -49,7 +50,7 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
     skipped = []
     for name, split in images.items():
         # A row may name any file of the reader's: none is opened.
-        sources = [(image or {}).get("bytes") for image in split.cast_column("image", Image(decode=False))["image"]]
+        sources = [(image or {}).get("bytes") for image in stored_images(split)]
         rows = list(map(str, range(len(split))))
         unreadable = find_unreadable(sources, rows, split._fingerprint, f"checking {name}")
         skipped += [{"path": f"{name}, row {row}", "reason": why} for row, why in unreadable.items()]
@@ -109,3 +110,24 @@ def label_column(images: DatasetDict, features: Features) -> str | None:
         if "string" in kind and 2 * len(split.unique(name)) <= len(split):
             return name
     return classes[0] if len(classes) == 1 else None
+
+
+def stored_images(images: Dataset) -> Sequence[dict]:
+    """Return the images of a split as they are stored, {"bytes", "path"}, whatever its format or transform.
+
+    Raises:
+        ValueError: it has no column image.
+    """
+    if "image" not in images.column_names:
+        raise ValueError(f"The dataset has no column 'image', only {', '.join(images.column_names)}: rename one.")
+    return images.with_format(None).cast_column("image", Image(decode=False))["image"]
+
+
+def stored_bytes(image: dict | None) -> bytes:
+    """Return the content of an image as it is stored; ValueError if there is none or its file cannot be read."""
+    if image is None:
+        raise ValueError("A row of the dataset holds no image.")
+    try:
+        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    except OSError as error:
+        raise ValueError(f"{image['path']} cannot be read as an image: {reason(error)}") from error

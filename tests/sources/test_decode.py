@@ -138,8 +138,8 @@ def test_opening_leaves_what_was_given_as_it_was():
     [
         ("/no/such/file.jpg", "No such file"),
         ("/", "directory"),
-        (None, "None"),
-        ({"bytes": None, "path": None}, "None"),
+        (None, "no image"),
+        ({"bytes": None, "path": None}, "no image"),
         ([[1, 2], [3, 4]], "array"),
         (np.full((4, 4, 3), 2.0), "float64 from 2.0 to 2.0"),
         (np.full((4, 4), np.nan), "float64"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from datasets import Dataset, Image, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 from imgsim.encoder import Encoder, load_encoder
 from imgsim.extras.duplicates.pairs import calibrate, check_threshold, find_duplicates, index_for_duplicates
@@ -24,6 +24,7 @@ from imgsim.index import BuildLSHTable
 from imgsim.sources.cache import atomic_write, write_json
 from imgsim.sources.decode import FORMATS
 from imgsim.sources.errors import require
+from imgsim.sources.parquet import stored_images
 
 GENERAL = "facebook/dinov2-small"  # for photographs of anything
 GOOD = 0.8  # with recall or precision below it, a checkpoint cannot tell copies from images that look alike
@@ -162,7 +163,7 @@ def rank_members(group: list[int], images: Dataset, paths: list[str], vectors: n
     The one to keep has the most pixels or, of several, the largest file.
     """
     members = []
-    for row, source in zip(group, images.select(group).cast_column("image", Image(decode=False))["image"], strict=True):
+    for row, source in zip(group, stored_images(images.select(group)), strict=True):
         content = Path(source["path"]).read_bytes() if source["bytes"] is None else source["bytes"]
         size = PIL.Image.open(BytesIO(content), formats=FORMATS).size
         members.append(Member(row, source, paths[row], *size, len(content), blake2b(content).hexdigest()))

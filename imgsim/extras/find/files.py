@@ -65,8 +65,3 @@ def examine_files(folder: Path, before: dict[str, File], known: Container[int]) 
         found = list(tqdm(examined, "checking files", len(new), unit="file", delay=1))
     same |= {name: File(signatures[name], *content) for name, content in zip(new, found, strict=True)}
     return {name: same[name] for name in paths}
-
-
-def skipped_files(files: dict[str, File]) -> dict[str, str]:
-    """Return path -> reason of the files that were to be images and cannot be read."""
-    return {name: file.problem for name, file in files.items() if file.problem}

@@ -21,7 +21,7 @@ import numpy as np
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
-from imgsim.extras.find.files import File, content_id, examine_files, skipped_files
+from imgsim.extras.find.files import File, content_id, examine_files
 from imgsim.extras.runs.environment import PACKAGE
 from imgsim.extras.runs.inputs import find_inputs
 from imgsim.extras.runs.settings import complete_settings
@@ -96,7 +96,7 @@ class FolderIndex:
     @property
     def skipped(self) -> dict[str, str]:
         """Path relative to the folder -> why the file is not in the index."""
-        return skipped_files(self.files)
+        return {name: file.problem for name, file in self.files.items() if file.problem}
 
     def _update(self) -> None:
         """Bring index and manifest up to date with the folder."""

@@ -8,10 +8,10 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.images import candidates_and_queries, fingerprint
-from imgsim.sources.decode import stored_images
 from imgsim.sources.folder import file_signature, find_images
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
+from imgsim.sources.parquet import stored_images
 
 
 def find_inputs(settings: dict) -> tuple[dict, dict]:

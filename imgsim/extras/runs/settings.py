@@ -6,6 +6,7 @@ import json
 import re
 from hashlib import blake2b
 from pathlib import Path
+from reprlib import repr as shortened
 
 import yaml
 
@@ -55,7 +56,7 @@ def complete_settings(settings: dict) -> dict:
         kind = type(DEFAULTS[name])
         if not isinstance(value, kind) or isinstance(value, bool):
             expected = "a whole number" if kind is int else "text"
-            raise ValueError(f"{name} must be {expected}, not {value!r}.")
+            raise ValueError(f"{name} must be {expected}, not {shortened(value):.80}.")  # YAML's aliases grow in secret
         if value == "":
             raise ValueError(f"{name} is empty.")
     settings = DEFAULTS | settings

@@ -53,7 +53,8 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
                 Config.initialize("")  # reads the environment again, should Ray have been imported before
                 AuthenticationTokenLoader.instance().reset_cache()
                 folder = TemporaryDirectory(prefix="imgsim-", ignore_cleanup_errors=True)
-                options |= {"address": "local", "include_dashboard": False, "_temp_dir": stack.enter_context(folder)}
+                place = f"{stack.enter_context(folder)}/ray"  # Ray lets everybody write to it, but nobody gets that far
+                options |= {"address": "local", "include_dashboard": False, "_temp_dir": place}
                 options |= {"num_cpus": cpus, "num_gpus": num_gpus, "object_store_memory": STORE_BYTES}
             stack.callback(ray.shutdown)
             ray.init(**options)

@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from imgsim.images import candidates_and_queries, labels_of
 from imgsim.search.storage import digest_of, read_arrays, write_arrays
 from imgsim.sources.decode import open_image
+from imgsim.sources.parquet import stored_images
 
 ARRAYS = ("embeddings", "labels", "thumbnails", "ends")
 MANIFEST_KEYS = ("dataset", "checkpoint", "dtype", "images_per_second", "splits", "names")
@@ -47,7 +48,7 @@ def write_inputs(images: DatasetDict, encoder, settings: dict, folder: Path) -> 
         speeds.append(encoder.images_per_second)
         known = labels_of(split)
         labels.append(np.full(len(split), -1) if known is None else known)
-        sources += split.cast_column("image", Image(decode=False))["image"]
+        sources += stored_images(split)
     with ThreadPoolExecutor() as pool:
         thumbnails = list(pool.map(thumbnail, sources))
     arrays = {"embeddings": np.concatenate(embeddings), "labels": np.concatenate(labels)}

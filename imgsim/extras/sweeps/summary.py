@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import numpy as np
 import pandas as pd
 
@@ -88,4 +90,4 @@ def recommend_one(means: pd.DataFrame, recall: float) -> str:
             text += f" (exact search: {exact.iloc[0]:.0%}, with {others.index[0]} {others.iloc[0]:.0%})"
     if not len(reaching):
         text += f". No settings reach a recall of {recall:.0%}: try fewer bits, more tables or more probes"
-    return text + "."
+    return escape(f"{text}.", quote=False)  # shown as Markdown, in which a name could hold what a browser executes

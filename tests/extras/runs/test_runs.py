@@ -20,6 +20,7 @@ from imgsim.extras.runs.inputs import all_images
 from imgsim.extras.runs.run import default_folder, fresh_folder, run
 from imgsim.extras.runs.saved import SavedRun
 from imgsim.extras.runs.settings import DEFAULTS, complete_settings, read_params, run_name
+from imgsim.extras.sweeps.points import read_points
 from imgsim.images import candidates_and_queries, load_images
 from imgsim.index import BuildLSHTable
 
@@ -367,6 +368,18 @@ def test_a_fault_in_a_settings_file_is_named_with_its_line(text, named, tmp_path
     (tmp_path / "p.yaml").write_text(text)
     with refused(named):
         read_params(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("name", ["hash_size", "dataset"])
+def test_what_grows_in_secret_is_not_written_out(name, tmp_path, refused):
+    nested = "&a0 [x,x,x,x,x,x,x,x,x,x]"
+    for i in range(1, 12):
+        nested = f"&a{i} [{nested}" + f",*a{i - 1}" * 9 + "]"
+    (tmp_path / "p.yaml").write_text(f"{name}: {nested}\n")
+    for read in (lambda path: complete_settings(read_params(path)), read_points):
+        with pytest.raises(ValueError, match=name) as caught:
+            read(tmp_path / "p.yaml")
+        assert len(str(caught.value)) < 200
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):

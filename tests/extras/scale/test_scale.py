@@ -2,11 +2,13 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -115,6 +117,11 @@ def embeddings_of(folder):
     shards = Shards.at(folder, "embeddings")
     table = pq.read_table([f"{shards.path}/{file['name']}" for file in shards.manifest()["files"]])
     return table["id"].to_numpy(), np.stack(table["embedding"].to_numpy()), table["source"].to_pylist()
+
+
+def test_nobody_else_gets_into_the_folder_of_ray(ray_here):
+    session = Path(ray_here._private.worker._global_node.get_session_dir_path())
+    assert any(stat.S_IMODE(parent.stat().st_mode) == 0o700 for parent in session.parents)
 
 
 def test_a_build_that_is_killed_is_not_seen_and_goes_on(tmp_path, joining, assert_same):

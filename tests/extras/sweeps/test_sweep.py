@@ -293,6 +293,11 @@ def test_recommendation_is_computed_from_the_numbers():
     assert recommend(unlabelled, 0.9).startswith("Without labels only the gallery")
 
 
+def test_a_name_in_the_recommendation_is_no_markup():
+    rows = [("/me/<img src=x onerror=alert(1)>", 8, 5, 0, 0.9, 0.2, 0.8), ("/me/<script>", 8, 5, 0, 0.9, 0.2, 0.5)]
+    assert "<" not in (text := recommend(mean_over_seeds(table_of(rows)), 0.9)) and text.count("&lt;") == 2
+
+
 def test_series_are_named_by_what_differs():
     rows = [("a/vit", 8, 5, 0, 1, 1, 1), ("b/vit", 8, 5, 0, 1, 1, 1)]
     assert list(series_labels(table_of(rows))) == ["a/vit", "b/vit"]
