@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from imgsim.extras.runs.environment import NOTEBOOKS, environment, find_notebook
 from imgsim.extras.runs.inputs import all_images, digests_of, find_inputs, image_files
-from imgsim.extras.runs.report import write_report
+from imgsim.extras.runs.report import read_result, write_report
 from imgsim.extras.runs.settings import complete_settings, run_name
 from imgsim.images import candidates_and_queries, fingerprint, labels_of, load_images
 from imgsim.sources.cache import write_json
@@ -106,8 +106,8 @@ def run(settings: dict, output=None) -> Path:
     folder = Path(output or f"outputs/{run_name(settings)}").expanduser().resolve()
     with fresh_folder(folder):
         executed = [execute(name, settings | {"output": str(folder)}, folder) for name in NOTEBOOKS]
-        write_report(executed, folder / "report.html")
         index_all(folder, settings, everything)
+        write_report(executed, folder / "report.html", read_result(folder, settings))
         manifest = json.loads((folder / "index" / "manifest.json").read_text(encoding="utf-8"))
         digests |= {"checkpoint": manifest["encoder"]["digest"], "index": manifest["arrays"]}
         names = getattr(everything.features.get("labels"), "names", None)
