@@ -64,13 +64,13 @@ def finished(site, bad, checkpoint, tmp_path_factory):
 
 
 def test_a_wheel_runs_in_an_empty_folder_and_leaves_its_own_as_it_was(finished):
-    (run,) = (finished[1] / "outputs").iterdir()
+    (run,) = (finished[1] / "outputs").glob("[!.]*")
     assert (run / "report.html").exists()
     assert [path.name for path in finished[1].iterdir()] == ["outputs"]
 
 
 def test_a_run_on_unlabelled_images_lists_what_it_left_out(finished, bad):
-    printed, (run,) = finished[0], (finished[1] / "outputs").iterdir()
+    printed, (run,) = finished[0], (finished[1] / "outputs").glob("[!.]*")
     skipped = json.loads((run / "run.json").read_text(encoding="utf-8"))["skipped"]
     assert {entry["path"]: bad[1][entry["path"]] in entry["reason"] for entry in skipped} == dict.fromkeys(bad[1], True)
     assert f"Left out {len(bad[1])} of" in printed
