@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from imgsim.extras.runs.environment import NOTEBOOKS, environment, find_notebook
 from imgsim.extras.runs.inputs import all_images, check_apart, digests_of, find_inputs, folder_state, image_files
-from imgsim.extras.runs.report import write_report
+from imgsim.extras.runs.report import read_result, write_report
 from imgsim.extras.runs.settings import complete_settings, run_name, short_digest
 from imgsim.images import candidates_and_queries, fingerprint, labels_of, load_images
 from imgsim.sources.cache import write_json
@@ -161,8 +161,8 @@ def run(settings: dict, output=None) -> Path:
             executed.append(execute(name, settings | {"output": str(folder)}, folder))
             if folder_state(settings["dataset"]) != listed:
                 raise ValueError(f"The images of {settings['dataset']!r} changed during the run: start it again.")
-        write_report(executed, folder / "report.html")
         index_all(folder, settings, everything)
+        write_report(executed, folder / "report.html", read_result(folder, settings))
         manifest = json.loads((folder / "index" / "manifest.json").read_text(encoding="utf-8"))
         digests |= {"checkpoint": manifest["encoder"]["digest"], "index": manifest["arrays"]}
         names = getattr(everything.features.get("labels"), "names", None)

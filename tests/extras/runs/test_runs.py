@@ -1,6 +1,7 @@
 """Whole runs through the command line, at toy scale: what they leave behind, and what they refuse."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from imgsim.encoder import load_encoder
 from imgsim.extras.cli import main
 from imgsim.extras.runs.environment import NOTEBOOKS
 from imgsim.extras.runs.inputs import all_images
+from imgsim.extras.runs.report import read_result, write_report
 from imgsim.extras.runs.run import default_folder, fresh_folder, run
 from imgsim.extras.runs.saved import SavedRun
 from imgsim.extras.runs.settings import DEFAULTS, complete_settings, read_params, run_name
@@ -250,10 +252,33 @@ def test_plain_papermill_from_another_folder_gives_what_run_gives(toy_run, image
 
 def test_report_is_one_page_that_needs_no_network(toy_run):
     page = (toy_run / "report.html").read_text(encoding="utf-8")
-    assert "<math" in page and "$p^k$" not in page and page.count("data:image/png;base64,") >= 15
-    assert 'src="http' not in page and "colab-badge" not in page
-    for title in ("Embeddings", "Hashing", "Tables", "Inference"):
-        assert title in page
+    assert "<math" in page and "$p^k$" not in page and page.count("data:image/png;base64,") >= 19
+    assert 'src="http' not in page and "colab-badge" not in page and "<script" not in page
+    assert all(' alt="' in picture for picture in re.findall(r"<img[^>]*>", page))
+
+
+def test_report_starts_with_the_result_and_folds_the_code(toy_run):
+    page = (toy_run / "report.html").read_text(encoding="utf-8")
+    result, contents, story = re.split("<nav>|</nav>", page)
+    metrics = metrics_of(toy_run)
+    assert "hash_size 6, num_tables 3" in result.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"<b>{metrics['recall_at_10']:.1%}</b>of the ten nearest found" in result
+    assert result.count("<img") in (3, 4) and "<b>39</b>images in the index" in result and "query's label" in result
+    for title in ("Embeddings", "Hashing", "Tables", "Inference", "Wrong answers"):
+        assert title in contents and title in story
+    assert set(re.findall('href="#(.*?)"', contents)) <= set(re.findall('id="(.*?)"', story))
+    assert story.count("<details><summary>") == story.count('class="input"') > 50
+
+
+def test_report_escapes_names_and_does_not_speak_of_labels_that_are_not_there(toy_run, tmp_path):
+    result = read_result(toy_run, {"dataset": "/<i>photos</i>", "checkpoint": "a&b"})
+    result |= {"metrics": result["metrics"] | {"label_precision_at_5": None}}
+    result["numbers"] = [row for row in result["numbers"] if row[0] != "label_precision_at_5"]
+    write_report([toy_run / f"{name}.ipynb" for name in NOTEBOOKS], tmp_path / "report.html", result)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<i>photos" not in page and "&lt;i&gt;photos" in page and "a&amp;b" in page
+    prose = re.sub(r"<details>.*?</details>|<pre>.*?</pre>|<[^>]*>", "", page, flags=re.DOTALL)
+    assert not re.search(r"\blabels?\b", prose) and "The image in the frame is the query" in prose
 
 
 def test_failing_notebook_is_one_sentence_and_the_run_before_it_stays(tmp_path, image_folder, checkpoint, capsys):
