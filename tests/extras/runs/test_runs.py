@@ -272,10 +272,10 @@ def test_report_starts_with_the_result_and_folds_the_code(toy_run):
 
 
 def test_report_escapes_names_and_does_not_speak_of_labels_that_are_not_there(toy_run, tmp_path):
-    run = read_result(toy_run, {"dataset": "/<i>photos</i>", "checkpoint": "a&b"})
-    run |= {"metrics": run["metrics"] | {"label_precision_at_5": None}}
-    run["numbers"] = [row for row in run["numbers"] if row[0] != "label_precision_at_5"]
-    write_report([toy_run / f"{name}.ipynb" for name in NOTEBOOKS], tmp_path / "report.html", run)
+    result = read_result(toy_run, {"dataset": "/<i>photos</i>", "checkpoint": "a&b"})
+    result |= {"metrics": result["metrics"] | {"label_precision_at_5": None}}
+    result["numbers"] = [row for row in result["numbers"] if row[0] != "label_precision_at_5"]
+    write_report([toy_run / f"{name}.ipynb" for name in NOTEBOOKS], tmp_path / "report.html", result)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<i>photos" not in page and "&lt;i&gt;photos" in page and "a&amp;b" in page
     prose = re.sub(r"<details>.*?</details>|<pre>.*?</pre>|<[^>]*>", "", page, flags=re.DOTALL)
