@@ -255,7 +255,7 @@ def test_report_is_one_page_that_needs_no_network(toy_run):
     page = (toy_run / "report.html").read_text(encoding="utf-8")
     assert "<math" in page and "$p^k$" not in page and page.count("data:image/png;base64,") >= 19
     assert 'src="http' not in page and "colab-badge" not in page and "<script" not in page
-    assert all(' alt="' in picture for picture in re.findall(r"<img[^>]*>", page))
+    assert page.count(' alt="') == page.count("<img") and "No description" not in page  # nbconvert's, for want of any
 
 
 def test_report_starts_with_the_result_and_folds_the_code(toy_run):
@@ -272,12 +272,12 @@ def test_report_starts_with_the_result_and_folds_the_code(toy_run):
 
 
 def test_report_escapes_names_and_does_not_speak_of_labels_that_are_not_there(toy_run, tmp_path):
-    result = read_result(toy_run, {"dataset": "/<i>photos</i>", "checkpoint": "a&b"})
+    result = read_result(toy_run, {"dataset": "/<i>photos", "checkpoint": "a&b"})
     result |= {"metrics": result["metrics"] | {"label_precision_at_5": None}}
     result["numbers"] = [row for row in result["numbers"] if row[0] != "label_precision_at_5"]
     write_report([toy_run / f"{name}.ipynb" for name in NOTEBOOKS], tmp_path / "report.html", result)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<i>photos" not in page and "&lt;i&gt;photos" in page and "a&amp;b" in page
+    assert "<i>" not in page and page.count("&lt;i&gt;photos") == 2 and "a&amp;b" in page
     prose = re.sub(r"<details>.*?</details>|<pre>.*?</pre>|<[^>]*>", "", page, flags=re.DOTALL)
     assert not re.search(r"\blabels?\b", prose) and "The image in the frame is the query" in prose
 
