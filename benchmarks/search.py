@@ -58,7 +58,9 @@ class Curve:
 
 def exact_curves(candidates):
     def search(queries):
-        return exact_neighbours(queries, candidates, TOP_K)[0], len(candidates), len(candidates)
+        blocks = np.split(queries, range(100, len(queries), 100))  # for all at once the products would not fit
+        best = [(block @ candidates.T).argpartition(-TOP_K, axis=1)[:, -TOP_K:] for block in blocks]
+        return np.concatenate(best), len(candidates), len(candidates)
 
     yield Curve("exact numpy", 0, 0, [("", search)])
     index = faiss.IndexFlatIP(candidates.shape[1])
