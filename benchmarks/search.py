@@ -22,7 +22,7 @@ import numpy as np
 import imgsim
 from imgsim.evaluation import exact_neighbours, grow_vectors, participation_ratio, recall_at_k
 from imgsim.extras.tuning import tune
-from imgsim.figures import COLOURS, panels
+from imgsim.figures import panels
 from imgsim.hashing import normalise
 from imgsim.index import BuildLSHTable
 from imgsim.search.candidates import arrays_of
@@ -36,6 +36,7 @@ POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_M
 TOP_K, ROUNDS, SINGLES = 10, 5, 60  # places of an answer; passes over all methods; single queries in each
 RECALLS = (0.8, 0.9, 0.95, 0.97, 0.99)  # for which `tune` chooses imgsim's settings, on queries that are not asked
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
+PEERS = ("#000000", "#8a94a0", "#c9a227", "#2a7d4f", "#7a5195", "#5b8fb9", "#1f4e79")  # colours, in order of the table
 COLUMNS = {"recall@10": 3, "seen %": 2, "compared %": 2, "build s": 3, "bytes": 0, "µs batched": 1, "µs single": 1}
 
 
@@ -196,8 +197,7 @@ def plot_curves(rows: list[dict], path: Path) -> None:
     for axis, column in zip(axes, ("µs batched", "µs single"), strict=True):
         for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             points = sorted((row[column], row["recall@10"]) for row in rows if row["method"] == method)
-            colour = "#b5442e" if method.startswith("imgsim") else [*COLOURS[:4], "#8a94a0", "#444444"][number % 6]
-            style = "o-" if method.startswith("imgsim") else "s--"
+            style, colour = ("o-", "#b5442e") if method.startswith("imgsim") else ("s--", PEERS[number])
             axis.plot(*zip(*points, strict=True), style, color=colour, label=method, markersize=4)
         axis.set(xscale="log", xlabel=f"{column.split()[0]} per query, {column.split()[1]}", ylim=(0.6, 1.005))
     axes[0].set(ylabel="recall at 10", title="A batch of queries")
@@ -233,7 +233,7 @@ def growth(candidates, queries, tuning_queries, path: Path) -> str:
             )
             print(lines[-1], flush=True)
     figure, (axis,) = panels(1, width=6)
-    for method, colour in zip(methods, ("#444444", "#b5442e", COLOURS[0]), strict=True):
+    for method, colour in zip(methods, ("#000000", "#b5442e", "#1f4e79"), strict=True):
         axis.loglog(*zip(*times[method], strict=True), "o-", color=colour, label=method)
     axis.set(xlabel="images", ylabel="ms per query, alone", title="Time of one query at a recall of .9")
     axis.legend()
