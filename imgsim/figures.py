@@ -191,7 +191,7 @@ def plot_histograms(groups: dict, bins, axis: Axes | None = None) -> Axes:
     """Plot histograms of named groups of numbers over one another, each as a share of its group."""
     axis = axis or one_axis()
     for name, values in groups.items():
-        axis.hist(values, bins=bins, weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name)
+        axis.hist(values, bins=bins, weights=np.full(len(values), 1 / max(len(values), 1)), alpha=0.6, label=name)
     axis.set(ylabel="share")
     if len(groups) > 1:
         axis.legend()

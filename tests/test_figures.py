@@ -7,7 +7,7 @@ import pytest
 
 matplotlib.use("agg")
 
-from imgsim.figures import PROBE, RIGHT, WRONG, panels, plot_cells, plot_images, plot_map, plot_shares
+from imgsim.figures import PROBE, RIGHT, WRONG, panels, plot_cells, plot_histograms, plot_images, plot_map, plot_shares
 from imgsim.hashing import Projection
 from imgsim.sources.fonts import readable
 
@@ -71,3 +71,8 @@ def test_text_is_readable_or_a_number():
 def test_a_caption_no_font_can_show_becomes_the_images_number(draw):
     figure = plot_images([draw(0), draw(1)], ["leaf\ncosine 0.90", "\U0001f98a\ncosine 0.80"])
     assert [axis.get_title() for axis in figure.axes] == ["leaf\ncosine 0.90", "image 1\ncosine 0.80"]
+
+
+def test_a_group_without_values_has_an_empty_histogram():
+    axis = plot_histograms({"same label": np.empty(0), "other labels": np.ones(3)}, np.linspace(0, 2, 5))
+    assert [patch.get_height() for patch in axis.patches if patch.get_height()] == [1]
