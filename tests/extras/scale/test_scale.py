@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -335,8 +336,11 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 def test_broken_input_is_left_out_and_listed_within_bounds(tmp_path, images, checkpoint):
     photos, bad = tmp_path / "photos", tmp_path / "bad"
+    photos.mkdir()
+    paths = images["train"]["image_file_path"]
+    rows = pa.array([{"bytes": Path(path).read_bytes(), "path": Path(path).name} for path in paths])
     for number in range(3):
-        images["train"].shard(3, number).to_parquet(photos / f"{number}.parquet")
+        pq.write_table(pa.table({"image": rows[number * 8 : number * 8 + 8]}), photos / f"{number}.parquet")
     (photos / "1.parquet").write_bytes((photos / "1.parquet").read_bytes()[:-50])
     manifest = embed_images(photos, tmp_path / "work", str(checkpoint), concurrency=1)
     assert manifest["count"] == 16 and [entry["source"] for entry in manifest["skipped"]] == ["1.parquet"]
