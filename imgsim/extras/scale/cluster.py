@@ -57,7 +57,13 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
                 options |= {"address": "local", "include_dashboard": False, "_temp_dir": place}
                 options |= {"num_cpus": cpus, "num_gpus": num_gpus, "object_store_memory": STORE_BYTES}
             stack.callback(ray.shutdown)
-            ray.init(**options)
+            try:
+                ray.init(**options)
+            except Exception as error:  # Ray gives itself half a minute, which is short where others work, too
+                if "timed out" not in str(error):
+                    raise
+                ray.shutdown()
+                ray.init(**options)
         yield ray.data
 
 
