@@ -71,9 +71,9 @@ class BuildLSHTable:
         if self.encoder and dim not in (None, self.encoder.dim):
             raise ValueError(f"dim is {dim}, but this model's embeddings have {self.encoder.dim} dimensions.")
         self.dim = self.encoder.dim if self.encoder else dim
-        self.batch_size, self.seed, self.planes = int(batch_size), int(seed), planes
+        self.batch_size, self.planes = check_integer(batch_size, "batch_size", 1), planes
         self.hash_size, self.num_tables = hash_size and int(hash_size), int(num_tables)
-        self._given_size = self.hash_size
+        self.seed, self._given_size = check_integer(seed, "seed", 0), self.hash_size
         self.probes = check_integer(probes, "probes", 0)
         self.rerank = None if rerank is None else check_integer(rerank, "rerank", 0)
         self.build_seconds: float | None = None  # projection, codes and tables
@@ -216,7 +216,7 @@ class BuildLSHTable:
         candidates, manifest = Candidates.load(folder, (*SETTINGS, "encoder"), mapped)
         index = cls(None, **{name: manifest[name] for name in SETTINGS})
         index.encoder, made_with = as_encoder(model, processor), manifest["encoder"]
-        if index.encoder and index.encoder.digest != made_with["digest"]:
+        if index.encoder and index.encoder.digest != made_with.get("digest"):
             raise ValueError(
                 f"The index {str(folder)!r} was made with {encoder_phrase(made_with)}, not with "
                 f"{encoder_phrase(index.encoder.describe())} as it is now: load it with that one, or build it again."

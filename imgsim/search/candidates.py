@@ -8,7 +8,7 @@ from threading import Lock
 
 import numpy as np
 
-from imgsim.hashing import Projection, check_integer, column_sums
+from imgsim.hashing import Projection, check_integer, check_settings, column_sums
 from imgsim.search.coder import Coder
 from imgsim.search.layout import Tables, compress, expand, merge_tables, sort_tables, take_rows
 from imgsim.search.snapshot import Snapshot, no_gone
@@ -66,10 +66,11 @@ class Candidates:
     @property
     def snapshot(self) -> Snapshot:
         """The arrays as a fresh build of what is left would have them."""
-        if not is_settled(self.current):
-            with self._lock:
-                self._state = _State(settle(self.current), self._state.total, self._state.largest)
-        return self.current
+        with self._lock:  # what is returned is settled, whoever adds next
+            now = self.current
+            if now.added.rows.shape[1] or now.count < len(now.ids):
+                self._state = _State(settle(now), self._state.total, self._state.largest)
+            return self.current
 
     @property
     def lsh(self) -> LSH:
@@ -95,13 +96,15 @@ class Candidates:
         with self._lock:
             state, now = self._state, self.current
             given = ids is not None
-            largest = largest_id(now) if state.largest is None else state.largest
+            largest = int(now.ids[now.live()].max(initial=-1)) if state.largest is None else state.largest
             ids, labels = check_entries(len(vectors), ids, labels, first=largest + 1)
             if given and (taken := self._rows_of(ids) >= 0).any():
                 raise ValueError(f"The id {ids[taken][0]} is in the index already; remove it first.")
             largest = int(ids.max(initial=largest))
-            total = sum_of(now) if state.total is None else state.total
-            total, before = total + column_sums(vectors), len(now.ids)
+            total, before = state.total, len(now.ids)
+            if total is None:
+                total = column_sums(now.vectors) - column_sums(now.vectors[~now.live()])
+            total = total + column_sums(vectors)
             codes, sketches = now.coder.encode(vectors)
             parts = {"ids": ids, "labels": labels, "vectors": vectors, "sketches": sketches}
             arrays = {name: self._append(name, getattr(now, name), part) for name, part in parts.items()}
@@ -166,10 +169,12 @@ class Candidates:
             np.bitwise_or.at(gone, rows >> 6, np.uint64(1) << (rows & 63).astype(np.uint64))
             total = None if state.total is None else state.total - column_sums(now.vectors[rows])
             after = replace(now, gone=gone, count=now.count - len(rows))
+            # Removing the largest id alone makes the next addition look for another.
+            largest = None if state.largest is None or state.largest in ids[-1:] else state.largest
             if len(after.ids) - after.count > MOST_GONE * len(after.ids):
-                self._state = _State(settle(after), total)
+                self._state = _State(settle(after), total, largest)
             else:
-                self._state = _State(after, total, None, state.order, state.added)
+                self._state = _State(after, total, largest, state.order, state.added)
 
     def save(self, folder, manifest: dict) -> None:
         """Write all arrays and the manifest to a folder of their own, in place of an index that lies there."""
@@ -188,9 +193,12 @@ class Candidates:
         """
         manifest, arrays = read_arrays(folder, (*settings, "count"), ARRAYS, mapped)
         try:
+            check_settings(manifest["hash_size"], manifest["num_tables"])
+            if not isinstance(manifest["encoder"], dict):
+                raise ValueError("its encoder is not described")
             sizes = [check_integer(manifest[name], name, 0) for name in ("count", "dim", "hash_size", "num_tables")]
-            specs = array_specs(*sizes, arrays["directions"].shape[-1], arrays["rotation"].shape[-1])
-            for name, spec in specs.items():
+            widths = [arrays[name].size // max(sizes[1], 1) for name in ("directions", "rotation")]
+            for name, spec in array_specs(*sizes, *widths).items():
                 if (arrays[name].dtype, arrays[name].shape) != spec:
                     raise ValueError(f"its manifest contradicts {name}")
             check_meaning(arrays, manifest["hash_size"], mapped)
@@ -202,11 +210,6 @@ class Candidates:
         return cls(Snapshot.of_tables(coder, *(arrays[name] for name in BY_ROW), tables)), manifest
 
 
-def is_settled(now: Snapshot) -> bool:
-    """Tell whether nothing was added or removed since the tables were sorted."""
-    return not now.added.rows.shape[1] and now.count == len(now.ids)
-
-
 def settle(now: Snapshot) -> Snapshot:
     """Merge what was added into the large tables, and take out what was removed."""
     hash_size = now.projection.planes.shape[2]
@@ -215,7 +218,7 @@ def settle(now: Snapshot) -> Snapshot:
         codes, rows = merge_tables(codes, rows, now.added.codes, now.added.rows)
     arrays = [getattr(now, name) for name in BY_ROW]
     if now.count < len(now.ids):
-        left = ~is_gone(now.gone, np.arange(len(now.ids)))
+        left = now.live()
         codes, rows = take_rows(codes, rows, left)
         arrays = [array[left] for array in arrays]
     return Snapshot.of_tables(now.coder, *arrays, compress(codes, rows, hash_size))
@@ -227,17 +230,6 @@ def is_gone(gone: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return np.zeros(len(rows), bool)
     bits = gone[rows >> 6] >> (rows & 63).astype(np.uint64) & np.uint64(1)
     return bits.astype(bool) & (rows >= 0)
-
-
-def largest_id(now: Snapshot) -> int:
-    """Return the largest id, -1 if there is none."""
-    ids = now.ids if now.count == len(now.ids) else now.ids[~is_gone(now.gone, np.arange(len(now.ids)))]
-    return int(ids.max(initial=-1))
-
-
-def sum_of(now: Snapshot) -> np.ndarray:
-    """Return the sum (d,) of all vectors that were not removed."""
-    return column_sums(now.vectors[~is_gone(now.gone, np.arange(len(now.ids)))])
 
 
 def arrays_of(snapshot: Snapshot) -> dict[str, np.ndarray]:

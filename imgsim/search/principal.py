@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from imgsim.hashing import Projection, check_settings
+from imgsim.hashing import Projection, check_settings, column_sums
 
 PLANES = ("principal", "random")
 SAMPLE = 16384  # rows that tell the principal directions
@@ -32,7 +32,7 @@ def fit_projection(
     directions = principal_directions(vectors, hash_size) if planes == "principal" else np.empty((0, 0))
     if not directions.size:
         return Projection.fit(vectors, hash_size, num_tables, seed)
-    mean = Projection.fit(vectors, 1, 1).mean
+    mean = (column_sums(vectors) / len(vectors)).astype(np.float32)
     return Projection(rotate_planes(directions, hash_size, num_tables, seed), mean, directions)
 
 

@@ -80,6 +80,11 @@ class Snapshot:
         """Planes and mean."""
         return self.coder.projection
 
+    def live(self) -> np.ndarray:
+        """Tell which rows were not removed: (n,) bool."""
+        gone = np.unpackbits(self.gone.astype("<u8", copy=False).view(np.uint8), bitorder="little")
+        return gone[: len(self.ids)] == 0
+
     def overlap(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the share of the tables in which one query (1, d) and candidates at rows (t,) have the same code."""
         return (self.coder.encode(self.vectors[rows])[0] == self.coder.encode(query)[0]).mean(axis=1)

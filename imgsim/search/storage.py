@@ -16,12 +16,13 @@ import numpy as np
 from filelock import FileLock
 
 from imgsim.hashing import code_dtype
-from imgsim.search.coder import as_factors
+from imgsim.search.coder import SKETCH_BITS, as_factors
 from imgsim.search.layout import has_starts
 from imgsim.sources.cache import sync_folder, write_json
 
 FORMAT = 4  # of an index's folder
 MANIFEST = "manifest.json"
+DIGEST = re.compile("[0-9a-f]{16}")
 TABLES = ("codes", "rows", "starts")
 ARRAYS = ("planes", "mean", "directions", "rotation", "ids", "labels", "vectors", "sketches", *TABLES)
 LAZY = ("vectors", "sketches")  # of a mapped index: read where a search looks, and not checked
@@ -70,6 +71,8 @@ def check_meaning(arrays: dict[str, np.ndarray], hash_size: int, mapped: bool) -
             raise ValueError("the codes of a table are not sorted")
     if len(np.unique(arrays["ids"])) != count or arrays["ids"].min(initial=0) < 0:
         raise ValueError("its ids are not different whole numbers")
+    if arrays["rotation"].shape[1] % SKETCH_BITS or not arrays["rotation"].size:
+        raise ValueError("its sketches are not whole words")
     for name in ("planes", "mean", "directions", "rotation", "vectors"):
         if not (mapped and name in LAZY) and not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} holds values that are no numbers")
@@ -179,7 +182,9 @@ def read_manifest(folder: Path, settings: Iterable[str], names: Iterable[str]) -
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
-        _ = [manifest["arrays"][name] + "" for name in names], [manifest[name] for name in settings]
+        if not all(DIGEST.fullmatch(manifest["arrays"][name]) for name in names):
+            raise ValueError("the names of its arrays are not digests")
+        _ = [manifest[name] for name in settings]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{error!r} is missing from {MANIFEST}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{str(folder)!r} holds no index that can be read: {reason}.") from error
