@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, Safe
 DINOV3 = {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 DINOV3 |= {"size": {"height": 224, "width": 224}}
 
-gc.freeze()  # else a process that ends first looks through all that was imported, for more than a second
+atexit.register(gc.freeze)  # a process that ends would look through all that was imported, for more than a second
 
 
 def pick_device(checkpoint="builtin") -> torch.device:

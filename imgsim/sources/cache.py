@@ -54,7 +54,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     beside = path.with_name(f".{token_hex(8)}{path.suffix}")  # threads, and containers with one cache, share a number
     try:
         yield beside
-        with open(beside, "rb") as stream:
+        with open(beside, "r+b") as stream:
             os.fsync(stream.fileno())  # on disk before its name is: a power failure leaves the old file or the new
         beside.replace(path)
     finally:

@@ -46,7 +46,8 @@ CHUNK = 256  # images read at a time
 ROWS = 256  # of an image, scaled at a time
 
 LARGE = Lock()  # several large images at once would fill the memory
-os.register_at_fork(before=LARGE.acquire, after_in_child=LARGE.release, after_in_parent=LARGE.release)
+if hasattr(os, "register_at_fork"):  # a child would inherit a lock that nobody releases; Windows has no forks
+    os.register_at_fork(before=LARGE.acquire, after_in_child=LARGE.release, after_in_parent=LARGE.release)
 
 ImageSource = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray | dict[str, Any]
 
