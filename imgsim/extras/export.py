@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ tags: [image-similarity, locality-sensitive-hashing]
 
 # {name}
 
-An index of {count:,} images for [imgsim](https://pypi.org/project/imgsim-lsh), made with the checkpoint
+An index of {count:,} images for [imgsim]({home}), made with the checkpoint
 `{checkpoint}` ({pooling}, {dtype}).
 
 ```python
@@ -144,6 +145,7 @@ def push_to_hub(
             shutil.copy(picture, folder / "gallery.png")
         card = CARD.format(
             name=name,
+            home=metadata("imgsim-lsh").get_all("Project-URL")[0].partition(", ")[2],
             count=len(index),
             checkpoint=made_with["name"],
             pooling=made_with["pooling"],

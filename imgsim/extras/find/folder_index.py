@@ -74,10 +74,10 @@ class FolderIndex:
         if not os.path.isdir(folder):
             raise ValueError(f"{os.fspath(folder)!r} is no folder of images.")
         self.folder, self.embedded = Path(folder), 0
-        known_as = cache_folder(f"folders/{digest_of(os.path.realpath(folder))}")
+        known_as = cache_folder(f"folders/{text_digest(os.path.realpath(folder))}")
         checkpoint = checkpoint or last_checkpoint(known_as) or (default() if default else "builtin")
         self.checkpoint = find_inputs(complete_settings({"checkpoint": checkpoint}))[0]["checkpoint"]
-        self.place = known_as / digest_of(f"{FORMAT} {DECODER_VERSION} {SETTINGS} {self.checkpoint}")
+        self.place = known_as / text_digest(f"{FORMAT} {DECODER_VERSION} {SETTINGS} {self.checkpoint}")
         self.place.mkdir(exist_ok=True)
         with locked(self.place / "lock"):
             self._update()
@@ -116,7 +116,7 @@ class FolderIndex:
             embeddings = np.stack([known[number] for number in ids.tolist()])
             self.index = BuildLSHTable(self.encoder, **SETTINGS).build_from_embeddings(embeddings, ids=ids)
             self.index.save(self.place / "index")
-            whole = write_embeddings(self.place, digest, ids, embeddings)
+            whole = keep_embeddings(self.place, digest, ids, embeddings)
             for file in set(self.place.glob("*.npz")) - {whole}:
                 file.unlink()
         if self.files != before or manifest.get("made_with") != made_with:
@@ -142,7 +142,7 @@ class FolderIndex:
             with lock:
                 done.update(zip(numbers, rows, strict=True))
                 if len(done) >= BATCH:
-                    write_embeddings(self.place, encoder.digest, np.array(list(done)), np.stack(list(done.values())))
+                    keep_embeddings(self.place, encoder.digest, np.array(list(done)), np.stack(list(done.values())))
                     done.clear()
             return rows
 
@@ -209,7 +209,7 @@ def crop_image(image, crop: tuple[int, ...]):
     return image.crop((x, y, x + width, y + height))
 
 
-def digest_of(text: str) -> str:
+def text_digest(text: str) -> str:
     """Return a text, such as a path in any encoding, as 16 hexadecimal digits."""
     return blake2b(os.fsencode(text), digest_size=8).hexdigest()
 
@@ -261,7 +261,7 @@ def read_index(place: Path) -> tuple[dict, BuildLSHTable | None]:
         return {}, None
 
 
-def write_embeddings(place: Path, digest: str, ids: np.ndarray, embeddings: np.ndarray) -> Path:
+def keep_embeddings(place: Path, digest: str, ids: np.ndarray, embeddings: np.ndarray) -> Path:
     """Write ids (n,) and embeddings (n, d) of the encoder with this digest; return the file."""
     file = place / f"{digest}-{ids[0]}.npz"
     with atomic_write(file) as beside, open(beside, "wb") as stream:
@@ -270,7 +270,7 @@ def write_embeddings(place: Path, digest: str, ids: np.ndarray, embeddings: np.n
 
 
 def read_embeddings(place: Path, digest: str) -> dict[int, np.ndarray]:
-    """Read what was written with `write_embeddings`, all of it or what killed work has left, by id."""
+    """Read what was written with `keep_embeddings`, all of it or what killed work has left, by id."""
     kept: dict[int, np.ndarray] = {}
     for file in place.glob(f"{digest}-*.npz"):
         with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(file) as arrays:

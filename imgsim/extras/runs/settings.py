@@ -110,4 +110,4 @@ def run_name(settings: dict) -> str:
 
 def short_digest(content) -> str:
     """Return a digest of four bytes of anything that JSON can hold."""
-    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()

@@ -12,8 +12,9 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
+from imgsim.extras.runs.settings import short_digest
 from imgsim.extras.scale.cluster import cluster, require_ray, run_job
-from imgsim.extras.scale.shards import Shards, as_array, as_bytes, as_lists, id_range, short_digest, with_metadata
+from imgsim.extras.scale.shards import Shards, as_array, as_bytes, as_lists, id_range, with_metadata
 from imgsim.hashing import Projection, check_integer, check_settings, code_dtype, normalise
 from imgsim.search.coder import SKETCH_BITS, Coder, draw_rotation
 from imgsim.search.principal import check_planes, fit_projection
@@ -62,7 +63,7 @@ def build_index(
     check_settings(hash_size, num_tables)
     check_planes(planes)
     check_integer(seed, "seed", 0)
-    job_id = short_digest(embeddings_version(source), hash_size, num_tables, planes, seed, given)
+    job_id = short_digest([embeddings_version(source), hash_size, num_tables, planes, seed, given])
     prefix_bits = min(hash_size, max(2, math.ceil(math.log2(count / PART_ROWS))))  # tell the parts of a table apart
     shards = {f"sketches/part-{number:05}": file for number, file in enumerate(source["files"])}
     parts = {part_name(part, prefix_bits): part for part in range(num_tables << prefix_bits)}

@@ -18,8 +18,9 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imgsim.extras.runs.settings import short_digest
 from imgsim.extras.scale.cluster import cluster, require_ray, run_job
-from imgsim.extras.scale.shards import Shards, as_lists, id_range, short_digest, with_metadata
+from imgsim.extras.scale.shards import Shards, as_lists, id_range, with_metadata
 from imgsim.extras.scale.sources import list_images, read_images
 from imgsim.hashing import check_integer, normalise
 from imgsim.sources.decode import open_or_error
@@ -78,7 +79,7 @@ def embed_images(
     target, bad = Shards.at(folder, "embeddings"), len(source.skipped)
     check_bad(images, bad, max_bad, *source.skipped)
     rows, names = plan_shards(shard_rows, len(source), encoder.dim)
-    job_id = short_digest(encoder.digest, source.files, source.version, rows)
+    job_id = short_digest([encoder.digest, source.files, source.version, rows])
     finished = target.finished(job_id)
     missing = [number for number, name in enumerate(names) if name not in finished]
     pieces = [piece for number in missing for piece in source.pieces(number * rows, (number + 1) * rows)]
@@ -142,7 +143,7 @@ def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int |
         raise ValueError("The embeddings hold values that are not finite, or above 65,504, in float16: scale them.")
     target, (rows, names) = Shards.at(folder, "embeddings"), plan_shards(shard_rows, *embeddings.shape)
     digests = [blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest() for array in (embeddings, ids)]
-    job_id = short_digest(digests, rows)
+    job_id = short_digest([digests, rows])
     for number, name in enumerate(names):
         part = slice(number * rows, (number + 1) * rows)
         columns = {"id": ids[part], "embedding": as_lists(halves[part]), "source": [""] * len(ids[part])}

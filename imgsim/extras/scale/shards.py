@@ -28,11 +28,6 @@ UNFINISHED = re.compile(r"(?<![^/])\.\d+-")  # begins the name of what a killed 
 ENCODING = {"id": "DELTA_BINARY_PACKED", "hash": "DELTA_BINARY_PACKED", "source": "DELTA_BYTE_ARRAY"}
 
 
-def short_digest(*parts) -> str:
-    """Return a digest of four bytes of all that decides a job: its job_id."""
-    return blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
-
-
 @dataclass(frozen=True)
 class Shards:
     """Parquet files, each named by its content (its name), by the job that wrote it and by a digest of its bytes.

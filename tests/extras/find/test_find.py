@@ -105,18 +105,18 @@ def test_another_checkpoint_has_another_index_and_changed_weights_count(photos, 
 
 def test_killed_work_goes_on_where_it_stopped(photos, checkpoint, monkeypatch):
     monkeypatch.setattr(folder_index, "BATCH", 1)
-    real, calls = folder_index.write_embeddings, []
+    real, calls = folder_index.keep_embeddings, []
 
     def killed(*arguments):
         real(*arguments)
         calls.append(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder_index, "write_embeddings", killed)
+    monkeypatch.setattr(folder_index, "keep_embeddings", killed)
     monkeypatch.setattr("imgsim.encoder.MICRO_BATCH", 2)
     with pytest.raises(KeyboardInterrupt):
         FolderIndex(photos, str(checkpoint))
-    monkeypatch.setattr(folder_index, "write_embeddings", real)
+    monkeypatch.setattr(folder_index, "keep_embeddings", real)
     kept = FolderIndex(photos, str(checkpoint))
     assert kept.embedded == 6 - 2 * len(calls) and len(names(kept)) == 6
     assert len(list(kept.place.glob("*.npz"))) == 1
