@@ -21,7 +21,6 @@ NUMBERS = (
     ("indexed", "{:,}", "images in the index"),
     ("query_ms", "{:.2f} ms", "per query"),
 )
-LABEL = re.compile(r"\blabels?\b", re.IGNORECASE)
 
 
 def as_mathml(match: re.Match) -> str:
@@ -30,15 +29,6 @@ def as_mathml(match: re.Match) -> str:
 
     block, inline = match.groups()
     return convert(block or inline, display="block" if block else "inline")
-
-
-def without_labels(prose: str) -> str:
-    """Return Markdown without the list items and the sentences that speak of labels."""
-    blocks = []
-    for block in re.split(r"\n\n|\n(?=- )", prose):
-        parts = [block] if block.startswith("- ") else re.split(r"(?<=[.?!])\s+", block)
-        blocks.append(" ".join(part for part in parts if not LABEL.search(part)))
-    return "\n\n".join(filter(None, blocks))
 
 
 def read_result(folder: Path, settings: dict) -> dict:
@@ -60,7 +50,7 @@ def write_report(notebooks: Sequence[Path], target: Path, run: dict | None = Non
     Args:
         notebooks: the files, in order.
         target: the page.
-        run: what the page starts with, see `read_result`; without labels it does not speak of them.
+        run: what the page starts with, see `read_result`.
     """
     import nbformat
     from nbconvert import HTMLExporter  # takes a second
@@ -70,10 +60,7 @@ def write_report(notebooks: Sequence[Path], target: Path, run: dict | None = Non
     page.cells = [cell for part in parts for cell in part.cells if "bootstrap" not in cell.metadata.get("tags", [])]
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            prose = LINK.sub(r"\1", BADGE.sub("", cell.source))
-            if run and run["metrics"]["label_precision_at_5"] is None:
-                prose = without_labels(prose)
-            cell.source = FORMULA.sub(as_mathml, prose)
+            cell.source = FORMULA.sub(as_mathml, LINK.sub(r"\1", BADGE.sub("", cell.source)))
         else:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]  # progress bars
     exporter = HTMLExporter(exclude_anchor_links=True, exclude_input_prompt=True, exclude_output_prompt=True)
