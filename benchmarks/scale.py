@@ -149,7 +149,7 @@ def time_embedding(images: str, checkpoint: str, concurrency: int, rounds: int, 
         of_many = float(np.median([used for used in cores if used > 0.5 * concurrency]))
         print(
             f"one process {one:.1f} images/s on {of_one:.2f} cores; {concurrency} actors, once started, {many:.1f} on "
-            f"{of_many:.2f}: {many / one:.2f} times as many, {many / of_many / (one / of_one):.2f} times a core"
+            f"{of_many:.2f}: {many / one:.2f} times as many, {many / of_many / (one / of_one):.2f} times per core"
         )
 
 

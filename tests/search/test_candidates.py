@@ -487,7 +487,7 @@ def measure(index, queries, true):
     ids=["plain", "probes", "principal", "default"],
 )
 def test_neighbours_in_a_cone_are_found(settings, recall, seen, compared, neighbours):
-    # Measured: .34 at 5% seen, .91 at 33%, .88 at 17%, the same with 5% compared. Seeds are fixed, but numpy may change.
+    # Measured: .34 at 5% seen, .91 at 33%, .88 at 17%, the same with 5% compared. Seeds are fixed; numpy may change.
     candidates, queries, true = neighbours
     found = measure(BuildLSHTable(**settings).build_from_embeddings(candidates), queries, true)
     assert found[0] >= recall and found[1] <= seen and found[2] <= compared
