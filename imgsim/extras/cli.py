@@ -281,6 +281,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; an error becomes one sentence and exit code 1."""
     options = parse(arguments)
     try:
+        if sys.stdout is None:
+            raise ValueError("The standard output is closed: there is no place to print the answer.")
         return options.work(options) or 0
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -39,8 +40,12 @@ def find(command: argparse.ArgumentParser):
     command.add_argument("--quiet", action="store_true", help="no progress and no remarks")
 
     def work(options):
-        if len(options.paths) < 2 and not options.text:
+        if len(options.paths) < 2 and options.text is None:
             command.error("a PHOTO or --text is needed besides the FOLDER")
+        if options.text is not None and not options.text.strip():
+            command.error("argument --text: there are no words to search with")
+        if options.null and not options.only_paths:
+            command.error("argument -0: only --paths has an end to choose")
         with only_the_answer(options.quiet):
             answer = find_answer(options)
         sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape", newline="")
@@ -68,10 +73,9 @@ def index(command: argparse.ArgumentParser):
 
 def four_numbers(text: str) -> tuple[int, ...]:
     """Read x,y,width,height."""
-    numbers = tuple(map(int, text.split(",")))
-    if len(numbers) != 4:
-        raise ValueError
-    return numbers
+    if not re.fullmatch(r"\d+(,\d+){3}", text):
+        raise argparse.ArgumentTypeError(f"x,y,width,height are needed, four whole numbers, not {text!r}")
+    return tuple(map(int, text.split(",")))
 
 
 @contextmanager

@@ -266,7 +266,10 @@ def test_a_checkpoint_that_is_here_is_taken_without_a_question(monkeypatch):
     [
         (["PHOTO"], 2, "besides the FOLDER"),
         (["PHOTO", "FOLDER", "--top"], 2, "unrecognized"),
-        (["PHOTO", "FOLDER", "--crop", "1,2,3"], 2, "--crop"),
+        (["PHOTO", "FOLDER", "--crop", "1,2,3"], 2, "four whole numbers, not '1,2,3'"),
+        (["PHOTO", "FOLDER", "--crop", "1,2,-3,4"], 2, "four whole numbers"),
+        (["PHOTO", "FOLDER", "--text", " "], 2, "no words"),
+        (["PHOTO", "FOLDER", "-0"], 2, "only --paths"),
         (["PHOTO", "FOLDER", "--json", "--csv"], 2, "not allowed"),
         (["PHOTO", "FOLDER", "--top-k", "0"], 1, "top_k"),
         (["https://example.org/a.jpg", "FOLDER"], 1, "is an address"),
@@ -321,3 +324,11 @@ def test_every_real_photo_finds_itself(real, tmp_path, monkeypatch):
     assert [matches[0].path for matches in answers] == paths and len(paths) == 128
     fresh = kept.encoder.embed([open_image(Path(path)) for path in paths[:5]])
     assert [matches[0].path for matches in kept.search(fresh, 1)] == paths[:5]
+
+
+@pytest.mark.parametrize("command", ["find", "index"])
+def test_a_closed_output_ends_with_a_sentence(command, photos, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    photo = [str(photos / "1.png")] if command == "find" else []
+    assert main([command, *photo, str(photos), "--checkpoint", str(checkpoint)]) == 1
+    assert "output is closed" in capsys.readouterr().err
