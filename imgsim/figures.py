@@ -40,8 +40,8 @@ def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
 
     A line of a caption that no font can show is replaced by the image's number in this picture.
     """
-    columns = min(columns, len(images))
-    figure, axes = panels(columns, -(-len(images) // columns), 1.62, 2.0)
+    columns = max(1, min(columns, len(images)))
+    figure, axes = panels(columns, max(1, -(-len(images) // columns)), 1.62, 2.0)
     for axis in axes:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
@@ -128,7 +128,7 @@ def plot_cells(points, projection, query=None, neighbour=None, probe: bool = Fal
         probe: look across the plane nearest to the query in each table, too.
     """
     axis, mean = axis or one_axis(), projection.mean
-    reach = 1.1 * float(np.abs(points - mean).max()) or 1.0
+    reach = 1.1 * float(np.abs(points - mean).max(initial=0)) or 1.0
     sides = np.linspace(-reach, reach, 200)
     axis.set(xlim=mean[0] + sides[[0, -1]], ylim=mean[1] + sides[[0, -1]], aspect="equal", xticks=[], yticks=[])
     for normal in projection.planes.transpose(0, 2, 1).reshape(-1, 2):

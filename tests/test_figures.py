@@ -76,3 +76,8 @@ def test_a_caption_no_font_can_show_becomes_the_images_number(draw):
 def test_a_group_without_values_has_an_empty_histogram():
     axis = plot_histograms({"same label": np.empty(0), "other labels": np.ones(3)}, np.linspace(0, 2, 5))
     assert [patch.get_height() for patch in axis.patches if patch.get_height()] == [1]
+
+
+def test_nothing_is_drawn_as_nothing():
+    assert not plot_images([], []).axes[0].images
+    assert not plot_cells(POINTS[:0], Projection(CROSS, ORIGIN)).collections[0].get_offsets().size

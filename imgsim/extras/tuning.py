@@ -64,7 +64,12 @@ def tune(index, queries, recall: float = 0.9, top_k: int = 10) -> Tuning:
     Returns:
         All trials, and the one of the least estimated cost that reaches the recall; if none does, with a warning, that
         of the highest recall.
+
+    Raises:
+        ValueError: there are no queries.
     """
+    if not len(queries):
+        raise ValueError("tune needs queries to choose settings by, and was given none.")
     queries, now = normalise(queries[:: -(-len(queries) // MAX_QUERIES)]), index.snapshot
     true, _ = exact_neighbours(queries, now.vectors, top_k)
     most_bits = max(3, int(np.log2(len(now))))

@@ -37,3 +37,8 @@ def test_a_recall_out_of_reach_warns_and_gives_the_highest(embeddings):
     assert tuning.best.recall == max(trial.recall for trial in tuning.trials)
     labels = [line.get_label() for line in plot_tradeoff(tuning).lines]
     assert labels == [*(f"{bits} bits, {planes} planes" for planes in PLANES for bits in (2, 4, 5)), "chosen"]
+
+
+def test_no_queries_are_refused(embeddings, refused):
+    with refused("queries"):
+        tune(BuildLSHTable().build_from_embeddings(embeddings[0]), embeddings[1][:0])
