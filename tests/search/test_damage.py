@@ -1,5 +1,7 @@
 """Damaged and hostile index folders: refused, or in mapped mode searched without a crash."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -90,3 +92,20 @@ def test_rows_that_go_outside_after_loading_end_a_search_with_a_sentence(tmp_pat
     index.snapshot.tables.rows[:] = 5000
     with refused("damaged"):
         index.search(POINTS[:20])
+
+
+def test_a_rotation_of_no_whole_words_is_refused(tmp_path):
+    arrays = arrays_of(index_of(6).snapshot)
+    arrays |= {"rotation": arrays["rotation"][:, :65].copy(), "sketches": arrays["sketches"][:, :2].copy()}
+    manifest = {setting: getattr(index_of(6), setting) for setting in SETTINGS} | {"count": 300} | ENCODER
+    write_arrays(tmp_path / "index", manifest, arrays)
+    assert answer(tmp_path / "index", mapped=True) == "refused"
+
+
+def test_a_manifest_names_no_files_elsewhere(tmp_path):
+    folder = index_of(6).save(tmp_path / "index")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    np.save(tmp_path / "elsewhere-0.npy", np.load(next(folder.glob("vectors-*"))))
+    manifest["arrays"]["vectors"] = "/../../elsewhere-0"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert answer(folder, mapped=True) == "refused"

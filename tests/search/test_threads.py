@@ -104,3 +104,23 @@ def test_a_change_that_breaks_off_changes_nothing(change, place):
     assert len(index) == 310
     np.testing.assert_array_equal(index.search(vectors, 5).ids, before.ids)
     index.add(vectors[:5])  # the lock is free again
+
+
+@pytest.mark.filterwarnings("ignore:The embeddings' mean")
+def test_what_is_read_beside_additions_belongs_together(busy):
+    index, vectors = random_index(500)
+    ended, read = threading.Event(), []
+
+    def look():
+        while not ended.is_set():
+            now = index.snapshot
+            read.append((len(now.ids), now.tables.rows.shape[1], now.added.rows.shape[1], now.count))
+
+    def change():
+        for step in range(150):
+            index.add(vectors[:3])
+            index.remove([step])
+        ended.set()
+
+    run_together(look, look, change)
+    assert read and all(ids == rows == count and added == 0 for ids, rows, added, count in read)
