@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -122,7 +123,8 @@ class FolderIndex:
         if self.files != before or manifest.get("made_with") != made_with:
             names = {"folder": str(self.folder.resolve()), "checkpoint": self.checkpoint}
             write_json(self.place / MANIFEST, names | {"made_with": made_with, "encoder": digest, "files": self.files})
-        os.utime(self.place / MANIFEST)  # the newest one names the checkpoint that was used last
+        # The newest one names the checkpoint that was used last; a file system's own clock ticks too slowly for this.
+        os.utime(self.place / MANIFEST, ns=(time.time_ns(),) * 2)
 
     def _embed(self, new: dict[int, Path]) -> dict[int, np.ndarray]:
         """Embed files by id; now and then what is done is written, for the next call if this one is killed."""

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgsim.extras.cli import main
+from imgsim.extras.runs.settings import short_digest
 from imgsim.extras.scale import sources
 from imgsim.extras.scale.embed import open_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
-from imgsim.extras.scale.shards import Shards, SortedFile, as_array, as_bytes, as_lists, short_digest, with_metadata
+from imgsim.extras.scale.shards import Shards, SortedFile, as_array, as_bytes, as_lists, with_metadata
 from imgsim.extras.scale.sources import list_images, read_images
 from imgsim.images import candidates_and_queries
 
