@@ -42,8 +42,8 @@ how, folder, queries, rerank = sys.argv[1:]
 queries, rerank = np.load(queries), int(rerank)
 tiny = BuildLSHTable(hash_size=4).build_from_embeddings(queries)  # what has to be compiled, is
 if how == "parquet":
-    from imgsim.search.kernels import nearest_codes
-    nearest_codes(tiny.projection.margins(queries[:1]), 2)
+    from imgsim.extras.scale.buckets import nearest_codes
+    nearest_codes(tiny.snapshot.coder.margins(queries[:1]), 2)
 for root, _, names in os.walk(folder) if sys.argv[1] != "warm" else ():
     for name in names:
         with open(os.path.join(root, name), "rb") as file:

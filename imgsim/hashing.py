@@ -45,10 +45,11 @@ def normalise(embeddings) -> np.ndarray:
     """
     embeddings = np.asarray(embeddings, dtype=np.float32)
     lengths = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
-    if not ((lengths > 1e-15) & (lengths < 1e15)).all():  # squares may have left the range of float32
-        largest = np.abs(embeddings).max(axis=-1, keepdims=True, initial=0)
-        embeddings = embeddings / np.where(largest > 0, largest, 1)
-        lengths = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
+    if ((lengths > 1e-15) & (lengths < 1e15)).all():
+        return embeddings / lengths
+    largest = np.abs(embeddings).max(axis=-1, keepdims=True, initial=0)  # squares may have left the range of float32
+    embeddings = embeddings / np.where(largest > 0, largest, 1)
+    lengths = np.sqrt(np.vecdot(embeddings, embeddings))[..., None]
     return embeddings / np.where(lengths > 0, lengths, 1)
 
 

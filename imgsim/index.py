@@ -177,9 +177,7 @@ class BuildLSHTable:
         now = self._built().current
         queries = normalise(self._check_embeddings(embeddings))
         rows, cosines, seen, compared = now.search(queries, top_k, self.probes, self.rerank)
-        ids = now.ids[rows] if rows.size else rows
-        ids[rows < 0] = -1
-        return SearchResult(ids, cosines, seen, compared)
+        return SearchResult(np.where(rows < 0, -1, now.ids[rows]), cosines, seen, compared)
 
     def query(self, image, top_k: int | None = 5, verbose: bool = True) -> Matches:
         """Find the images most similar to one image (a path, bytes, a PIL image or an array); top_k None: all."""

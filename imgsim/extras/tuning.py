@@ -17,7 +17,8 @@ from imgsim.search.coder import Coder
 from imgsim.search.principal import PLANES, fit_projection
 from imgsim.search.snapshot import Snapshot
 
-NUM_TABLES, PROBES, RERANK = (4, 8, 16), (3, 7, 15, 31, 63, 127), (800, 400, 200, 120, 80, 60, 40)
+NUM_TABLES, RERANK = (4, 8, 16), (800, 400, 200, 120, 80, 60, 40)
+PROBES = (3, 5, 7, 11, 15, 23, 31, 47, 63, 95, 127)
 MAX_QUERIES = 400
 
 
@@ -49,7 +50,7 @@ def estimate_cost(settings: dict, seen: float, compared: float, dim: int) -> flo
     bits = settings["hash_size"] * settings["num_tables"]
     outer = settings["hash_size"] if settings["planes"] == "principal" else bits
     lookups = settings["num_tables"] * min(1 + settings["probes"], 1 << settings["hash_size"])
-    return 2 + dim * (outer + dim) / 20000 + lookups / 45 + seen * (0.012 + 0.00003 * dim) + compared * dim / 2000
+    return 1 + dim * (outer + dim) / 27000 + lookups / 37 + seen * (0.01 + 0.000005 * dim) + compared * dim / 9000
 
 
 def tune(index, queries, recall: float = 0.9, top_k: int = 10) -> Tuning:

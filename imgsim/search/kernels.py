@@ -2,99 +2,19 @@
 
 No scratch array is as long as the index, but for one bit per candidate. What is read from an index's arrays is checked
 against their lengths, so that a damaged index ends in an error. Numba keeps what it compiled until this file changes:
-touch it after a change of intrinsics.py or products.py.
+touch it after a change of intrinsics.py, probing.py or products.py.
 """
 
 import numpy as np
 from numba import njit, uint64
 
 from imgsim.search.intrinsics import popcount, prefetch
+from imgsim.search.probing import OUT_OF_RANGE, collect, find_bounds, nearest_buckets
 from imgsim.search.products import multiply, project
 
 QUERY_BITS = 4  # of each of a query's numbers (Gao and Long 2024: more bring nothing)
 SCALE = 1 << 25  # estimates become whole numbers, so that their order is the same on every machine
-OUT_OF_RANGE = -1
-
-
-@njit
-def nearest_buckets(margins, squares, far, codes):
-    """Find the buckets of one table that lie nearest to a query, its own first (Lv et al. 2007).
-
-    The distance of a bucket is the sum of the squared margins of the bits that are flipped to reach it.
-
-    Args:
-        margins: (k,) of the query to the table's planes.
-        squares: (k,) float32 to work in.
-        far, codes: (2, b) to work in: distances and codes of the b nearest buckets so far, and of the next round.
-
-    Returns:
-        Codes (at most b,), nearest first.
-    """
-    room = far.shape[1]
-    # The query's own bucket: the sides of the planes that it lies on.
-    code = uint64(0)
-    for bit in range(len(margins)):
-        squares[bit] = margins[bit] * margins[bit]
-        if margins[bit] > 0:
-            code |= uint64(1) << uint64(bit)
-    far[0, 0], codes[0, 0] = 0, code
-    # Take the bits from the smallest margin on. Each doubles the list: as it is, and with the bit flipped. Both halves
-    # are in order, so that merging them keeps the nearest, as many as there is room for.
-    old, count = 0, 1
-    for _ in range(len(margins)):
-        bit = np.argmin(squares)
-        step, flip, new = squares[bit], uint64(1) << uint64(bit), 1 - old
-        if count == room and far[old, count - 1] <= step:
-            break  # neither this bit nor a later one leads to a nearer bucket
-        squares[bit] = np.inf
-        kept = flipped = 0
-        while kept + flipped < room and flipped < count:
-            place = kept + flipped
-            if kept < count and far[old, kept] <= far[old, flipped] + step:
-                far[new, place], codes[new, place] = far[old, kept], codes[old, kept]
-                kept += 1
-            else:
-                far[new, place], codes[new, place] = far[old, flipped] + step, codes[old, flipped] ^ flip
-                flipped += 1
-        old, count = new, kept + flipped
-    return codes[old, :count]
-
-
-@njit(inline="always")
-def first_not_below(codes, code):
-    """Find the first place in sorted codes (n,) whose code is not smaller, by bisection."""
-    low, high = 0, len(codes)
-    while low < high:
-        middle = (low + high) // 2
-        if uint64(codes[middle]) < code:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@njit
-def find_bounds(buckets, codes, rows, starts, bounds):
-    """Write where buckets (b,) of a table begin and end among its rows to bounds (b, 2); see tables.sort_codes.
-
-    Returns:
-        How many rows they hold, or OUT_OF_RANGE.
-    """
-    total = 0
-    for j in range(len(buckets)):
-        code = buckets[j]
-        if len(starts):
-            first, last = np.int64(starts[code]), np.int64(starts[code + uint64(1)])
-        else:
-            first = last = first_not_below(codes, code)
-            while last < len(codes) and uint64(codes[last]) == code:
-                last += 1
-        if not 0 <= first <= last <= len(rows):
-            return OUT_OF_RANGE
-        bounds[j, 0], bounds[j, 1] = first, last
-        prefetch(rows, first, 0)
-        total += last - first
-    return total
+AHEAD = 4  # candidates whose vectors are asked of the memory before they are compared
 
 
 @njit
@@ -105,11 +25,16 @@ def quantise(rotated, planes):
         The smallest number and the step: number = smallest + step x its bits.
     """
     low, step = rotated.min(), (rotated.max() - rotated.min()) / np.float32((1 << QUERY_BITS) - 1)
-    planes[:] = 0
-    for j in range(len(rotated)):
-        level = uint64((rotated[j] - low) / step + np.float32(0.5)) if step > 0 else uint64(0)
-        for p in range(QUERY_BITS):
-            planes[p, j >> 6] |= ((level >> uint64(p)) & uint64(1)) << uint64(j & 63)
+    scale = np.float32(1) / step if step > 0 else np.float32(0)
+    for word in range(planes.shape[1]):
+        plane0 = plane1 = plane2 = plane3 = uint64(0)
+        for j in range(64):
+            level = uint64((rotated[64 * word + j] - low) * scale + np.float32(0.5))
+            plane0 |= (level & uint64(1)) << uint64(j)
+            plane1 |= (level >> uint64(1) & uint64(1)) << uint64(j)
+            plane2 |= (level >> uint64(2) & uint64(1)) << uint64(j)
+            plane3 |= (level >> uint64(3) & uint64(1)) << uint64(j)
+        planes[0, word], planes[1, word], planes[2, word], planes[3, word] = plane0, plane1, plane2, plane3
     return low, step
 
 
@@ -125,6 +50,9 @@ def compare(query, vectors, candidates, best_rows, best_cosines):
     if many:
         candidates.sort()
     for j in range(count):
+        if j + AHEAD < count:
+            for offset in range(0, 4 * vectors.shape[1], 64):
+                prefetch(vectors, np.int64(candidates[j + AHEAD]), offset)
         row, cosine = candidates[j], np.float32(0)
         for x in range(vectors.shape[1]):
             cosine += vectors[row, x] * query[x]
@@ -150,30 +78,6 @@ def better(cosine, row, other_cosine, other_row):
 
 
 @njit
-def collect(table, bounds, marked, candidates, total, sketches):
-    """Write the rows in the buckets of one table that are not marked yet to `candidates`, from place `total` on.
-
-    Every row is written, but its place is kept only if the row is new: no branch to mispredict.
-
-    Returns:
-        How many candidates there are, or OUT_OF_RANGE.
-    """
-    count, last_byte = np.int64(64 * len(marked)), 8 * sketches.shape[1] - 1
-    for bucket in range(len(bounds)):
-        for place in range(bounds[bucket, 0], bounds[bucket, 1]):
-            row = np.int64(table[place])
-            if row < 0 or row >= count:
-                return OUT_OF_RANGE
-            word, shift = marked[row >> 6], uint64(row & 63)
-            prefetch(sketches, row, 0)
-            prefetch(sketches, row, last_byte)
-            candidates[total] = row
-            total += 1 - np.int64((word >> shift) & uint64(1))
-            marked[row >> 6] = word | (uint64(1) << shift)
-    return total
-
-
-@njit
 def estimate(candidates, sketches, factors, bits, line, keys):
     """Estimate the cosines of candidates (c,) with a query as whole numbers (c,), see sketches.py.
 
@@ -181,19 +85,21 @@ def estimate(candidates, sketches, factors, bits, line, keys):
     """
     words, (slope, base, total) = bits.shape[1], line
     for j in range(len(candidates)):
-        row = candidates[j]
-        ones = ones0 = ones1 = ones2 = ones3 = 0  # in the sketch, and where it and a plane of the query have one
+        # Ones where the sketch and a plane of the query have one, weighted; and in the upper half, those of the sketch.
+        row, both = uint64(candidates[j]), 0
         for word in range(words):
             sketch = sketches[row, word]
-            ones += popcount(sketch)
-            ones0 += popcount(sketch & bits[0, word])
-            ones1 += popcount(sketch & bits[1, word])
-            ones2 += popcount(sketch & bits[2, word])
-            ones3 += popcount(sketch & bits[3, word])
-        weighted = np.float32(ones0 + 2 * ones1 + 4 * ones2 + 8 * ones3)
-        value = factors[row, 2 * words] * (slope * weighted + base * np.float32(ones) - total)
+            both += (
+                popcount(sketch & bits[0, word])
+                + (popcount(sketch & bits[1, word]) << 1)
+                + (popcount(sketch & bits[2, word]) << 2)
+                + (popcount(sketch & bits[3, word]) << 3)
+                + (popcount(sketch) << 32)
+            )
+        weighted, ones = np.float32(both & 0xFFFFFFFF), np.float32(both >> 32)
+        value = factors[row, 2 * words] * (slope * weighted + base * ones - total)
         value = min(max(value + factors[row, 2 * words + 1], np.float32(-16)), np.float32(16))
-        keys[j] = (np.int64(value * np.float32(SCALE)) << 32) - row
+        keys[j] = (np.int64(value * np.float32(SCALE)) << 32) - np.int64(row)
 
 
 @njit
@@ -205,7 +111,7 @@ def select(keys, rerank, bins):
         shift += 1
     bins[:] = 0
     for key in keys:
-        bins[(key - low) >> shift] += 1
+        bins[uint64(key - low) >> uint64(shift)] += 1
     # Keep the bins from the highest on that fit; of the next one, the highest keys.
     limit, room = len(bins) - 1, rerank
     while bins[limit] <= room:
@@ -214,12 +120,13 @@ def select(keys, rerank, bins):
     kept, at_edge, edge = 0, 0, np.empty(bins[limit], np.int64)
     for key in keys:
         bin = (key - low) >> shift
-        if bin > limit:
-            keys[kept] = key
-            kept += 1
-        elif bin == limit:
-            edge[at_edge] = key
-            at_edge += 1
+        if bin >= limit:  # few are
+            if bin > limit:
+                keys[kept] = key
+                kept += 1
+            else:
+                edge[at_edge] = key
+                at_edge += 1
     edge.sort()
     for j in range(room):
         keys[kept + j] = edge[at_edge - 1 - j]

@@ -11,11 +11,12 @@ import numpy as np
 
 from imgsim.hashing import Projection, check_integer
 from imgsim.search.coder import Coder, as_factors
-from imgsim.search.kernels import OUT_OF_RANGE, search_block
+from imgsim.search.kernels import search_block
 from imgsim.search.layout import Tables, compress, sort_tables
-from imgsim.search.threads import run_blocks
+from imgsim.search.probing import OUT_OF_RANGE
+from imgsim.search.threads import THREADS, run_blocks
 
-BLOCK = 16  # queries that a thread answers at a time
+LEAST, MOST = 16, 256  # queries that a thread answers at a time
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,15 @@ class Snapshot:
         queries = np.ascontiguousarray(queries)
         if not rows.size:
             return found
+        size = min(max(len(queries) // (4 * THREADS), LEAST), MOST)
 
         def answer(first: int) -> int:
-            block = slice(first, first + BLOCK)
+            block = slice(first, first + size)
             results = tuple(array[block] for array in found)
             coder, parts, *arrays = self._compiled
             return search_block(queries[block], coder, parts, *arrays, self.gone, settings, results)
 
-        if OUT_OF_RANGE in run_blocks(answer, len(queries), BLOCK):
+        if OUT_OF_RANGE in run_blocks(answer, len(queries), size):
             raise ValueError("The index is damaged: its tables point outside it; build it again.")
         return found
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from imgsim.search.kernels import nearest_buckets
+from imgsim.search.probing import nearest_buckets
 
 
 @njit(cache=True)
