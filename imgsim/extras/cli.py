@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import imgsim
+from imgsim.extras.explore.commands import explore
 from imgsim.extras.find.commands import CHECKPOINT, find, index, is_image_folder, open_folder
 from imgsim.extras.runs.settings import DEFAULTS, HELP, read_params
 from imgsim.extras.scale.options import add_steps
@@ -259,7 +260,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"imgsim {imgsim.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add_command in (find, index, run, sweep, query, repeat, assess, export, duplicates, demo, scale):
+    for add_command in (find, index, run, sweep, query, repeat, assess, export, duplicates, demo, explore, scale):
         text = inspect.getdoc(add_command) or ""
         first = text.partition("\n")[0].rstrip(".")
         command = commands.add_parser(add_command.__name__, help=first[0].lower() + first[1:], description=text)

@@ -18,11 +18,6 @@ from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.images import fingerprint, load_images
 
 gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-PATIENCE = 120_000  # milliseconds
 SHOTS = os.environ.get("IMGSIM_SHOTS")  # a folder for screenshots of the answers
 
 
@@ -61,26 +56,10 @@ def address(run_folder):
     blocks.close()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("there is no Chromium on this machine (Debian's package chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
-        yield browser
-        browser.close()
-
-
-def new_page(browser, **settings):
-    page = browser.new_page(**settings)
-    page.set_default_timeout(PATIENCE)
-    return page
-
-
 @pytest.fixture
 def page(browser, address):
     """The page, freshly opened; nothing but this machine may be asked for anything."""
-    page, strangers = new_page(browser, viewport={"width": 1280, "height": 900}), []
+    page, strangers = browser(viewport={"width": 1280, "height": 900}), []
     page.on("request", lambda request: request.url.startswith((address, "data:", "blob:")) or strangers.append(request))
     page.goto(address)
     page.get_by_text("Give it an image").wait_for()
@@ -133,7 +112,7 @@ def test_a_broken_file_gives_a_message_and_the_page_goes_on(page, image_folder, 
 
 
 def test_phone_width_has_no_sideways_scrolling(browser, address, image_folder):
-    page = new_page(browser, viewport={"width": 390, "height": 844})
+    page = browser(viewport={"width": 390, "height": 844})
     page.goto(address)
     page.get_by_text("Give it an image").wait_for()
     upload(page, image_folder / "train" / "red" / "red.1.png")
@@ -207,7 +186,7 @@ def test_words_find_images_where_the_encoder_is_dual(browser, tmp_path, images):
         port := free_port(),
         block=False,
     )
-    page = new_page(browser)
+    page = browser()
     page.goto(f"http://127.0.0.1:{port}")
     box = page.get_by_label("Words")
     box.fill("a healthy leaf")

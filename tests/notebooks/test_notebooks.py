@@ -129,12 +129,17 @@ def outputs_of(code, notebook):
         manager.shutdown_kernel(now=True)
 
 
-def test_inference_has_sliders_only_when_asked(image_folder, checkpoint):
-    path = next(path for path in PATHS if path.stem == "04_inference")
-    settings = {"dataset": str(image_folder), "checkpoint": str(checkpoint), "interactive": True, "probes": 40}
-    shown = outputs_of("interact(", parameterize_notebook(load_notebook_node(str(path)), settings))
+@pytest.mark.parametrize(
+    ("stem", "code"),
+    [("02_hashing", "explore_widget("), ("03_tables", "explore_widget("), ("04_inference", "interact(")],
+)
+def test_widgets_are_shown_only_when_asked(stem, code, image_folder, checkpoint):
+    path = next(path for path in PATHS if path.stem == stem)
+    settings = {"dataset": str(image_folder), "checkpoint": str(checkpoint), "interactive": True}
+    settings |= {"probes": 40} if stem == "04_inference" else {}
+    shown = outputs_of(code, parameterize_notebook(load_notebook_node(str(path)), settings))
     assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown) == 1
-    (stored,) = [cell for cell in nbformat.read(path, as_version=4).cells if "interact(" in cell.source]
+    (stored,) = [cell for cell in nbformat.read(path, as_version=4).cells if code in cell.source]
     assert stored.outputs == []
 
 
