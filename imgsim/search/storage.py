@@ -20,7 +20,7 @@ from imgsim.search.coder import SKETCH_BITS, as_factors
 from imgsim.search.layout import has_starts
 from imgsim.sources.cache import sync_folder, write_json
 
-FORMAT = 4  # of an index's folder
+FORMAT = 5  # of an index's folder
 MANIFEST = "manifest.json"
 DIGEST = re.compile("[0-9a-f]{16}")
 TABLES = ("codes", "rows", "starts")
@@ -114,7 +114,8 @@ def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray | Blocks])
         digests = {name: write_array(folder, name, array) for name, array in arrays.items()}
         libraries = {name: version(name) for name in ("numpy", "torch", "transformers")}
         sync_folder(folder)  # the arrays are on disk before the manifest names them
-        write_json(folder / MANIFEST, {"format": FORMAT} | manifest | {"versions": libraries, "arrays": digests})
+        content = {"format": FORMAT} | manifest | {"versions": libraries, "arrays": digests}
+        write_json(folder / MANIFEST, content | {"digest": manifest_digest(content)})
         for stale in set(folder.glob("*.npy")) - {folder / f"{name}-{digest}.npy" for name, digest in digests.items()}:
             if own.fullmatch(stale.name):
                 stale.unlink()
@@ -185,10 +186,18 @@ def read_manifest(folder: Path, settings: Iterable[str], names: Iterable[str]) -
         if not all(DIGEST.fullmatch(manifest["arrays"][name]) for name in names):
             raise ValueError("the names of its arrays are not digests")
         _ = [manifest[name] for name in settings]
+        if manifest["digest"] != manifest_digest(manifest):
+            raise ValueError(f"{MANIFEST} was changed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{error!r} is missing from {MANIFEST}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{str(folder)!r} holds no index that can be read: {reason}.") from error
     return manifest
+
+
+def manifest_digest(manifest: dict) -> str:
+    """Return a digest of a manifest's content, but for that digest itself."""
+    content = {name: value for name, value in manifest.items() if name != "digest"}
+    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def read_array(folder: Path, name: str, digest: str, mapped: bool) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Damaged and hostile index folders: refused, or in mapped mode searched without a crash."""
 
 import json
+from pathlib import Path
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import pytest
 from imgsim import BuildLSHTable
 from imgsim.index import SETTINGS
 from imgsim.search.candidates import arrays_of
-from imgsim.search.storage import ARRAYS, LAZY, write_arrays
+from imgsim.search.storage import ARRAYS, LAZY, manifest_digest, write_arrays
+from imgsim.sources.cache import write_json
 
 POINTS = np.random.default_rng(8).standard_normal((300, 16)).astype(np.float32)
 ENCODER = {"encoder": dict.fromkeys(("name", "digest", "pooling", "dtype"))}
@@ -107,5 +110,49 @@ def test_a_manifest_names_no_files_elsewhere(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     np.save(tmp_path / "elsewhere-0.npy", np.load(next(folder.glob("vectors-*"))))
     manifest["arrays"]["vectors"] = "/../../elsewhere-0"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_json(folder / "manifest.json", manifest | {"digest": manifest_digest(manifest)})
     assert answer(folder, mapped=True) == "refused"
+
+
+@pytest.mark.parametrize("setting", ["probes", "rerank", "seed", "planes", "build_seconds"])
+def test_a_setting_that_was_changed_is_refused(setting, tmp_path):
+    folder = index_of(6).save(tmp_path / "index")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", manifest | {setting: "random" if setting == "planes" else 1})
+    assert answer(folder, mapped=False) == answer(folder, mapped=True) == "refused"
+
+
+def damage(folder, rng):
+    """Damage one file of a folder, and return its name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".json"))
+    file = files[rng.integers(len(files))]
+    content = bytearray(file.read_bytes())
+    kind, place = rng.integers(6), int(rng.integers(len(content)))
+    if kind < 3:
+        for spot in rng.integers(len(content), size=1 + 7 * kind):
+            content[spot] ^= 1 << int(rng.integers(8))
+    elif kind == 3:
+        content = content[:place]
+    elif kind == 4:
+        content[place:place] = rng.bytes(int(rng.integers(1, 40)))
+    else:
+        content = bytearray(files[rng.integers(len(files))].read_bytes())
+    file.write_bytes(content)
+    return file.name
+
+
+@pytest.mark.parametrize("hash_size", [6, 12])
+def test_hundreds_of_damaged_folders_are_refused_or_answer_as_before(hash_size, tmp_path):
+    folder, right = (
+        index_of(hash_size).save(tmp_path / "whole"),
+        index_of(hash_size).search(POINTS[:20], 5).ids.tolist(),
+    )
+    refusals = 0
+    for number in range(250):
+        trial, mapped = Path(copytree(folder, tmp_path / "trial")), bool(number % 2)
+        name = damage(trial, np.random.default_rng([hash_size, number]))
+        answered = answer(trial, mapped)
+        assert answered in ("refused", right) or (mapped and name.split("-")[0] in LAZY), (number, name)
+        refusals += answered == "refused"
+        rmtree(trial)
+    assert refusals > 150
