@@ -16,13 +16,17 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 STORED = [path for path in NOTEBOOKS if path.name >= "01"]  # training the checkpoint takes too long to repeat
 
 
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 def address() -> str:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    return project()["urls"]["Repository"]
 
 
 def readdress(text: str, url: str) -> str:
-    """The text with this address in its Colab badges and in the bootstrap's install line."""
-    text = re.sub(r"git\+https:[^\"\\ ]+", f"git+{url}", text)
+    """The text with this address in its Colab badges and, with the tag of this version, where imgsim is installed."""
+    text = re.sub(r"git\+https:[^\"\\ ]+", f"git+{url}@v{project()['version']}", text)
     slug = url.removeprefix("https://github.com/")
     return re.sub(r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(/blob)", rf"\1{slug}\2", text)
 
@@ -43,7 +47,14 @@ def clean(notebook, prefix: str) -> None:
                 output.execution_count = count
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-        "language_info": {"name": "python"},
+        "language_info": {
+            "codemirror_mode": {"name": "ipython", "version": 3},
+            "file_extension": ".py",
+            "mimetype": "text/x-python",
+            "name": "python",
+            "nbconvert_exporter": "python",
+            "pygments_lexer": "ipython3",
+        },
     }
 
 

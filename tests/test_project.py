@@ -66,6 +66,23 @@ def test_addresses_come_from_pyproject():
         assert "somebody/fork" in readdress(text, "https://github.com/somebody/fork")
 
 
+def test_colab_installs_the_tag_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tag = f"git+{project['urls']['Repository']}@v{project['version']}"
+    for path in [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "README.md"]:
+        assert path.read_text(encoding="utf-8").count("git+https") == path.read_text(encoding="utf-8").count(tag) == 1
+    assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_becomes_a_script(path):
+    exporters = pytest.importorskip("nbconvert.exporters", reason="the extra notebooks is not installed")
+    code, kind = exporters.ScriptExporter().from_filename(str(path))
+    assert kind["output_extension"] == ".py"
+    compile(code, path.name, "exec")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.name)
 def test_parameter_files_hold_known_settings(path):
     assert all(complete_settings({name: point[name] for name in DEFAULTS}) for point in read_points(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import os
 import sys
@@ -293,5 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         said = str(getattr(error, "evalue", error)).strip()  # a notebook's error says more than its execution's
         said = said or f"stopped by {getattr(error, 'ename', type(error).__name__)}"
+        if os.strerror(errno.ENOSPC) in said:
+            said = "The disk is full: make room on it, or let --output or IMGSIM_CACHE name another place."
         print(f"error: {said.partition(chr(10))[0]}", file=sys.stderr)
         return 1
