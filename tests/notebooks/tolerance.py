@@ -57,6 +57,7 @@ def pytest_itemcollected(item):
         strictly = item.compare_outputs
 
         def compare_outputs(printed, stored):
+            printed = [output for output in printed if output.get("name") != "stderr"]  # progress bars
             adopt_close_numbers(item, printed, stored)
             return strictly(printed, stored)
 
