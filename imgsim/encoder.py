@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from imgsim.images import fingerprint
 from imgsim.models.batches import cached_embeddings, count_images, embed_batches
 from imgsim.models.loading import (
     BUILTIN,
@@ -30,8 +29,8 @@ from imgsim.models.pooling import Pooled
 from imgsim.sources.decode import open_image
 from imgsim.sources.errors import first_line
 from imgsim.sources.hub import locate
-from imgsim.sources.names import is_onnx, split_checkpoint
-from imgsim.sources.parquet import stored_images
+from imgsim.sources.names import is_onnx, split_checkpoint, whole_name
+from imgsim.sources.splits import fingerprint, stored_images
 
 PROCESS = os.getpid()
 MICRO_BATCH = 8  # images per pass on a CPU: the outputs of its layers still fit into the CPU's caches
@@ -71,7 +70,7 @@ class Encoder:
 
     def describe(self) -> dict[str, str]:
         """Return what an index remembers of its encoder."""
-        return {"name": self.name, "digest": self.digest, "pooling": self.pooling, "dtype": self.precision}
+        return {"name": whole_name(self.name), "digest": self.digest, "pooling": self.pooling, "dtype": self.precision}
 
     def __reduce__(self):
         # Workers of Dataset.map load the checkpoint again, and its fingerprint need not pickle the weights.

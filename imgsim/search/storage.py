@@ -25,6 +25,7 @@ MANIFEST = "manifest.json"
 DIGEST = re.compile("[0-9a-f]{16}")
 TABLES = ("codes", "rows", "starts")
 ARRAYS = ("planes", "mean", "directions", "rotation", "ids", "labels", "vectors", "sketches", *TABLES)
+OPTIONAL = ("keys",)  # an index that was saved without is read all the same
 LAZY = ("vectors", "sketches")  # of a mapped index: read where a search looks, and not checked
 
 
@@ -102,7 +103,7 @@ def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray | Blocks])
         ValueError: the folder holds other files.
     """
     folder = Path(folder).expanduser()
-    own = re.compile(rf"\.lock|\.?[\d-]*({'|'.join(arrays)})-[0-9a-f]{{16}}\.npy")
+    own = re.compile(rf"\.lock|\.?[\d-]*({'|'.join([*arrays, *OPTIONAL])})-[0-9a-f]{{16}}\.npy")
     if (
         folder.exists()
         and not is_array_folder(folder)
@@ -149,7 +150,7 @@ def is_array_folder(folder: Path) -> bool:
 
 
 def read_arrays(
-    folder, settings: Iterable[str], names: Iterable[str], mapped: bool = False
+    folder, settings: Iterable[str], names: Iterable[str], mapped: bool = False, optional: Iterable[str] = ()
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """Read what `write_arrays` wrote.
 
@@ -158,6 +159,7 @@ def read_arrays(
         settings: names that the manifest must hold.
         names: of the arrays to read.
         mapped: leave the arrays on disk; those that are LAZY are read where a search looks, and not checked.
+        optional: names of arrays that are read if they are there.
 
     Returns:
         The manifest, and the arrays by name.
@@ -168,8 +170,9 @@ def read_arrays(
     folder, before = Path(folder).expanduser(), None
     while True:
         manifest = read_manifest(folder, settings, names)
+        there = [*names, *(name for name in optional if name in manifest["arrays"])]
         try:
-            return manifest, {name: read_array(folder, name, manifest["arrays"][name], mapped) for name in names}
+            return manifest, {name: read_array(folder, name, manifest["arrays"][name], mapped) for name in there}
         except ValueError:
             if manifest == before:
                 raise
@@ -182,7 +185,7 @@ def read_manifest(folder: Path, settings: Iterable[str], names: Iterable[str]) -
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
-        if not all(DIGEST.fullmatch(manifest["arrays"][name]) for name in names):
+        if not all(DIGEST.fullmatch(manifest["arrays"][name]) for name in {*names, *manifest["arrays"]}):
             raise ValueError("the names of its arrays are not digests")
         _ = [manifest[name] for name in settings]
     except (OSError, ValueError, KeyError, TypeError) as error:

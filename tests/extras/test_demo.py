@@ -15,7 +15,8 @@ from imgsim.extras.cli import main
 from imgsim.extras.find.folder_index import FolderIndex
 from imgsim.extras.runs.inputs import all_images
 from imgsim.extras.runs.settings import DEFAULTS
-from imgsim.images import fingerprint, load_images
+from imgsim.images import load_images
+from imgsim.sources.splits import fingerprint
 
 gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -37,7 +38,7 @@ def keep_run(folder, images, encoder, probes=0):
         json.dumps({"settings": settings, "digests": digests, "environment": {"versions": {}}})
     )
     names = everything.features["labels"].names
-    (folder / "images.json").write_text(json.dumps({"labels": names, "files": files}))
+    (folder / "images.json").write_text(json.dumps({"labels": names}))
     return folder
 
 

@@ -24,7 +24,7 @@ from imgsim.index import BuildLSHTable
 from imgsim.sources.cache import atomic_write, write_json
 from imgsim.sources.decode import FORMATS
 from imgsim.sources.errors import require
-from imgsim.sources.parquet import stored_images
+from imgsim.sources.splits import stored_images
 
 GENERAL = "facebook/dinov2-small"  # for photographs of anything
 GOOD = 0.8  # with recall or precision below it, a checkpoint cannot tell copies from images that look alike

@@ -7,11 +7,11 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from imgsim.extras.runs.settings import DEFAULTS
-from imgsim.images import candidates_and_queries, fingerprint
+from imgsim.images import candidates_and_queries
 from imgsim.sources.folder import file_signature, find_images
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
-from imgsim.sources.parquet import stored_images
+from imgsim.sources.splits import fingerprint
 
 
 def find_inputs(settings: dict) -> tuple[dict, dict]:
@@ -85,11 +85,3 @@ def digests_of(splits: tuple[Dataset, Dataset]) -> dict[str, str]:
     """Return digests of the images of (candidates, queries)."""
     candidates, queries = splits
     return {"candidates": fingerprint(candidates), "queries": fingerprint(queries)}
-
-
-def image_files(images: Dataset) -> list[str] | None:
-    """Return the images' paths, or None if they are parts of larger files."""
-    sources = stored_images(images)
-    if any(source["bytes"] is not None for source in sources):
-        return None
-    return [source["path"] for source in sources]

@@ -171,8 +171,8 @@ def test_query_prints_a_ranked_table_and_draws_it(toy_run, image_folder, checkpo
 
 def test_every_image_is_in_the_index_of_a_run(toy_run, image_folder):
     run = SavedRun(toy_run)
-    assert sorted(run.files) == sorted(map(str, image_folder.rglob("*.png")))
-    found = run.index.search(run.index.encoder.embed(run.files), 1)
+    assert sorted(run.index.keys) == sorted(map(str, image_folder.rglob("*.png")))
+    found = run.index.search(run.index.encoder.embed(run.index.keys), 1)
     assert found.ids[:, 0].tolist() == list(range(39))
     assert run.index.labels.tolist() == run.images["labels"][:]
 
