@@ -130,8 +130,7 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
 
     captions = str(PACKAGE / "assets" / "leaf-captions")
     kept = FolderIndex(plain_path(folder), checkpoint, (lambda: captions) if words else ask_for_checkpoint)
-    count = sum(map(len, kept.paths.values()))
-    said = [f"{count:,} images ({kept.embedded:,} newly embedded), checkpoint {kept.checkpoint}"]
+    said = [f"{len(kept.index):,} images ({kept.embedded:,} newly embedded), checkpoint {kept.checkpoint}"]
     problems = [f"left out: {printable(path)} ({why})" for path, why in kept.skipped.items()]
     said += problems[:shown]
     if more := len(problems[len(said) - 1 :]):

@@ -28,6 +28,9 @@ class Pixels:
         rows = [np.asarray(open_image(image).resize((8, 8)), np.float32).ravel() for image in images]
         return np.stack(rows) - 128
 
+    def describe(self):
+        return {"name": "pixels", "digest": self.digest, "pooling": "rows", "dtype": "float32"}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, draw):
