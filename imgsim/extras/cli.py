@@ -209,8 +209,9 @@ def demo(command: Parser) -> Work:
     command.add_argument("--port", type=int, default=7860, help="the page's port on this machine (default: 7860)")
 
     def work(options):
-        from imgsim.extras.demo import serve
+        from imgsim.extras.demo import check_page, serve
 
+        check_page(options.port)  # before a folder is embedded, which may take long
         folder = options.folder
         serve(open_folder(folder, options.checkpoint) if is_image_folder(folder) else folder, options.port)
 

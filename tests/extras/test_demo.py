@@ -226,6 +226,18 @@ def test_a_path_outside_is_refused(path, address, run_folder):
     assert refused.value.code in (403, 404)
 
 
+@pytest.mark.parametrize("port", ["99999", "taken"])
+def test_a_port_that_cannot_be_had_is_refused_before_the_folder_is_looked_at(port, tmp_path, draw, monkeypatch, capsys):
+    monkeypatch.setattr(FolderIndex, "_update", lambda self: pytest.fail("the folder was looked at"))
+    draw(0).save(tmp_path / "0.png")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = str(taken.getsockname()[1]) if port == "taken" else port
+        assert main(["demo", str(tmp_path), "--port", number]) == 1
+    assert f"cannot listen on port {number}" in capsys.readouterr().err
+
+
 def test_a_folder_without_images_or_a_run_is_refused(tmp_path, capsys):
     assert main(["demo", str(tmp_path)]) == 1
     assert "no image that can be read" in capsys.readouterr().err

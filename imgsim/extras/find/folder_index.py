@@ -60,14 +60,19 @@ class FolderIndex:
         folder: of images; nothing is written into it.
         checkpoint: see `load_encoder`; by default the one that was last used for this folder.
         default: returns the one to take if there is none yet; by default the built-in one.
+        words: whether words will be searched for, too.
 
     Raises:
-        ValueError: there is no such folder or checkpoint, or no image can be read.
+        ValueError: there is no such folder or checkpoint, no image can be read, or the checkpoint knows no words.
         ConnectionError: the checkpoint is on the Hub, which cannot be reached.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, checkpoint: str | None = None, default: Callable[[], str] | None = None
+        self,
+        folder: str | os.PathLike,
+        checkpoint: str | None = None,
+        default: Callable[[], str] | None = None,
+        words: bool = False,
     ):
         if not os.path.isdir(folder):
             raise ValueError(f"{os.fspath(folder)!r} is no folder of images.")
@@ -77,6 +82,7 @@ class FolderIndex:
         self.checkpoint = find_inputs(complete_settings({"checkpoint": checkpoint}))[0]["checkpoint"]
         self.place = known_as / text_digest(f"{FORMAT} {DECODER_VERSION} {SETTINGS} {self.checkpoint}")
         self.place.mkdir(exist_ok=True)
+        _ = words and self.texts  # refused before the images are embedded, which may take long
         with locked(self.place / "lock"):
             self._update()
 
@@ -86,6 +92,13 @@ class FolderIndex:
         from imgsim.encoder import load_encoder  # torch
 
         return load_encoder(self.checkpoint)
+
+    @cached_property
+    def texts(self):
+        """The checkpoint as a TextEncoder; ValueError if it has no text side."""
+        from imgsim.extras.modalities.encoders import TextEncoder
+
+        return TextEncoder(self.encoder)
 
     @property
     def skipped(self) -> dict[str, str]:

@@ -324,6 +324,14 @@ def test_a_photo_is_looked_at_before_the_folder(photos, checkpoint, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("options", [["--text", "words"], ["--crop", "0,0,9999,1"]])
+def test_what_can_only_fail_is_refused_before_the_folder_is_embedded(options, photos, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(FolderIndex, "_update", lambda self: pytest.fail("the folder was looked at"))
+    arguments = ["find", str(photos / "0.png"), str(photos), "--checkpoint", str(checkpoint), *options]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_known_photo_needs_no_torch(photos, checkpoint):
     FolderIndex(photos, str(checkpoint))
     code = f"""
