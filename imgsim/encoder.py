@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from datasets import Dataset
 
 from imgsim.models.batches import cached_embeddings, count_images, embed_batches
 from imgsim.models.loading import (
@@ -30,7 +29,7 @@ from imgsim.sources.decode import open_image
 from imgsim.sources.errors import first_line
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint, whole_name
-from imgsim.sources.splits import fingerprint, stored_images
+from imgsim.sources.splits import fingerprint, is_split, stored_images
 
 PROCESS = os.getpid()
 MICRO_BATCH = 8  # images per pass on a CPU: the outputs of its layers still fit into the CPU's caches
@@ -112,7 +111,7 @@ class Encoder:
             vars(self).update(vars(Encoder(self.given, self.processor, self.device, self.dtype, self.pooling)))
         if not count_images(images):
             return np.empty((0, self.dim), np.float32)
-        if isinstance(images, Dataset):
+        if is_split(images):
             sources = stored_images(images)
             key = f"{fingerprint(images)}-{self.digest}"
             made = cached_embeddings(key, lambda: self._embed(sources, batch_size))

@@ -7,9 +7,9 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, IterableDataset
 
 from imgsim.hashing import Projection, check_integer, check_settings, normalise
 from imgsim.search.answers import Matches, SearchResult
@@ -19,6 +19,9 @@ from imgsim.search.layout import default_hash_size
 from imgsim.search.principal import check_planes, fit_projection
 from imgsim.search.snapshot import Snapshot
 from imgsim.tables import LSH
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "planes", "seed", "probes", "rerank")
 DRIFT = 0.25  # of the spread: from here on the planes no longer divide the candidates evenly

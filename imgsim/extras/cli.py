@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import inspect
 import os
 import sys
@@ -280,6 +281,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; an error becomes one sentence and exit code 1."""
+    gc.set_threshold(100_000)  # torch and transformers make a million objects and no garbage: a second saved
     options = parse(arguments)
     try:
         if sys.stdout is None:

@@ -8,16 +8,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Image, IterableDataset
 from tqdm import tqdm
 
 from imgsim.sources.cache import atomic_write, best_effort, cache_folder
 from imgsim.sources.decode import open_or_error
 from imgsim.sources.splits import encode_labels, image_key, labels_of, stored_images
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 PREPARING = min(4, os.cpu_count() or 1)  # threads that prepare batches for a GPU
 
@@ -80,15 +83,17 @@ def embed_entries(
     Raises:
         ValueError: `images` is something else, or lacks the column `image`, or a file cannot be read.
     """
+    if isinstance(images, (list, tuple)) and all(isinstance(path, (str, os.PathLike)) for path in images):
+        return encoder.embed(images, batch_size), None, None, list(images)
+    from datasets import Dataset, IterableDataset
+
     if isinstance(images, IterableDataset):
         embeddings, labels, ids, keys = embed_stream(encoder, images, batch_size)
         return embeddings, encode_labels(labels), ids, keys
-    if isinstance(images, Dataset):
-        keys = [image_key(image) for image in stored_images(images)]
-        return encoder.embed(images, batch_size), labels_of(images), None, keys
-    if not isinstance(images, (list, tuple)) or not all(isinstance(path, (str, os.PathLike)) for path in images):
+    if not isinstance(images, Dataset):
         raise ValueError(f"build takes one split, such as images['train'], or paths, not a {type(images).__name__}.")
-    return encoder.embed(images, batch_size), None, None, list(images)
+    keys = [image_key(image) for image in stored_images(images)]
+    return encoder.embed(images, batch_size), labels_of(images), None, keys
 
 
 def embed_stream(encoder, stream: IterableDataset, batch_size: int) -> tuple[np.ndarray, list, np.ndarray, list]:
@@ -101,6 +106,8 @@ def embed_stream(encoder, stream: IterableDataset, batch_size: int) -> tuple[np.
     Raises:
         ValueError: the stream has no column `image`.
     """
+    from datasets import Image
+
     columns = stream.column_names or list(next(iter(stream), {}))
     if "image" not in columns:
         raise ValueError(f"The stream has no column 'image', only {', '.join(columns)}: rename one by rename_columns.")

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, Image
 
 from imgsim.sources.decode import DECODER_VERSION, reason
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # takes half a second, and a search has no use for it
+
+
+def is_split(images) -> bool:
+    """Tell whether images are a split or a stream of datasets, and not a sequence."""
+    return hasattr(images, "column_names")
 
 
 def stored_images(images: Dataset) -> Sequence[dict]:
@@ -18,6 +26,8 @@ def stored_images(images: Dataset) -> Sequence[dict]:
     Raises:
         ValueError: it has no column image.
     """
+    from datasets import Image
+
     if "image" not in images.column_names:
         raise ValueError(f"The dataset has no column 'image', only {', '.join(images.column_names)}: rename one.")
     return images.with_format(None).cast_column("image", Image(decode=False))["image"]

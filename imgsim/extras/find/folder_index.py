@@ -14,10 +14,9 @@ from functools import cached_property
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from imgsim.extras.find.embedding import embed_files
@@ -32,6 +31,9 @@ from imgsim.sources.decode import DECODER_VERSION, open_image
 from imgsim.sources.folder import ImageFile, as_dataset, file_signature, printable
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FORMAT = 2  # of the manifest and the ids
 MANIFEST = "manifest.json"

@@ -8,20 +8,20 @@ import re
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 
 from imgsim.extras.runs.environment import environ
 from imgsim.extras.runs.inputs import all_images
-from imgsim.extras.runs.run import run
 from imgsim.hashing import check_integer
-from imgsim.images import load_images
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import open_image
 from imgsim.sources.folder import printable
 from imgsim.sources.splits import fingerprint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TIMES = ("embed_images_per_second", "build_seconds", "query_ms")
 INPUTS = ("checkpoint", "images of the candidates", "images of the queries")
@@ -93,6 +93,8 @@ def repeat(folder) -> bool:
     Raises:
         ValueError: the folder holds no run, or its inputs are gone.
     """
+    from imgsim.extras.runs.run import run
+
     kept, first = read_run(folder), read_metrics(folder)
     with TemporaryDirectory() as scratch, environ(IMGSIM_CACHE=f"{scratch}/cache"):
         again = run(pin_revisions(kept), f"{scratch}/run")
@@ -170,6 +172,8 @@ class SavedRun:
         Raises:
             ValueError: they are not what they were.
         """
+        from imgsim.images import load_images  # datasets
+
         images = all_images(load_images(self.settings["dataset"]), self.settings["seed"])
         if fingerprint(images) != self.digest:
             source = self.settings["dataset"]

@@ -332,13 +332,22 @@ def test_what_can_only_fail_is_refused_before_the_folder_is_embedded(options, ph
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_a_known_photo_needs_no_torch(photos, checkpoint):
+@pytest.mark.parametrize(
+    ("known", "spared"),
+    [
+        (True, {"torch", "transformers", "datasets", "pandas", "matplotlib"}),
+        (False, {"datasets", "pandas", "matplotlib"}),
+    ],
+)
+def test_a_search_loads_no_library_that_it_does_not_need(known, spared, photos, checkpoint, draw, tmp_path):
     FolderIndex(photos, str(checkpoint))
+    draw(99).save(tmp_path / "other.png")
+    photo = photos / "0.png" if known else tmp_path / "other.png"
     code = f"""
 import sys
 from imgsim.extras.cli import main
-assert main(["find", {str(photos / "0.png")!r}, {str(photos)!r}]) == 0
-assert not {{"torch", "transformers", "matplotlib"}} & set(sys.modules)
+assert main(["find", {str(photo)!r}, {str(photos)!r}]) == 0
+assert not {spared} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 

@@ -145,7 +145,7 @@ def test_repeat_tells_rounding_from_a_difference(
     (tmp_path / "run.json").write_text(json.dumps(record))
     measured |= {name: measured[name] * factor for name, factor in metrics.items()}
     (tmp_path / "metrics.json").write_text(json.dumps(measured))
-    monkeypatch.setattr("imgsim.extras.runs.saved.run", lambda settings, output: toy_run)
+    monkeypatch.setattr("imgsim.extras.runs.run.run", lambda settings, output: toy_run)
     assert main(["repeat", str(tmp_path)]) == exit_code
     *lines, same, changed, last = capsys.readouterr().out.splitlines()
     assert last.startswith(verdict) and ("index" in changed) == (exit_code == 1 and "index" in digests)
