@@ -9,9 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from datasets import Dataset
 
-from imgsim.images import fingerprint
 from imgsim.models.batches import cached_embeddings, count_images, embed_batches
 from imgsim.models.loading import (
     BUILTIN,
@@ -30,8 +28,8 @@ from imgsim.models.pooling import Pooled
 from imgsim.sources.decode import open_image
 from imgsim.sources.errors import first_line
 from imgsim.sources.hub import locate
-from imgsim.sources.names import is_onnx, split_checkpoint
-from imgsim.sources.parquet import stored_images
+from imgsim.sources.names import is_onnx, split_checkpoint, whole_name
+from imgsim.sources.splits import fingerprint, is_split, stored_images
 
 PROCESS = os.getpid()
 MICRO_BATCH = 8  # images per pass on a CPU: the outputs of its layers still fit into the CPU's caches
@@ -71,7 +69,7 @@ class Encoder:
 
     def describe(self) -> dict[str, str]:
         """Return what an index remembers of its encoder."""
-        return {"name": self.name, "digest": self.digest, "pooling": self.pooling, "dtype": self.precision}
+        return {"name": whole_name(self.name), "digest": self.digest, "pooling": self.pooling, "dtype": self.precision}
 
     def __reduce__(self):
         # Workers of Dataset.map load the checkpoint again, and its fingerprint need not pickle the weights.
@@ -113,7 +111,7 @@ class Encoder:
             vars(self).update(vars(Encoder(self.given, self.processor, self.device, self.dtype, self.pooling)))
         if not count_images(images):
             return np.empty((0, self.dim), np.float32)
-        if isinstance(images, Dataset):
+        if is_split(images):
             sources = stored_images(images)
             key = f"{fingerprint(images)}-{self.digest}"
             made = cached_embeddings(key, lambda: self._embed(sources, batch_size))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from hashlib import blake2b
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 
 from imgsim.sources.builtin import builtin_folder
-from imgsim.sources.decode import DECODER_VERSION
 from imgsim.sources.errors import print_skipped
 from imgsim.sources.folder import load_folder, split_named
 from imgsim.sources.hub import locate
 from imgsim.sources.names import split_source
-from imgsim.sources.parquet import is_parquet_folder, load_parquet, stored_bytes, stored_images
+from imgsim.sources.parquet import is_parquet_folder, load_parquet
+from imgsim.sources.splits import labels_of
 
 
 def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
@@ -69,32 +67,3 @@ def candidates_and_queries(images: DatasetDict, seed: int = 0) -> tuple[Dataset,
         raise ValueError(f"A search needs at least two images, and the dataset holds {len(candidates)}.")
     parts = candidates.train_test_split(max(1, len(candidates) // 10), seed=seed)
     return parts["train"], parts["test"]
-
-
-def labels_of(images: Dataset) -> np.ndarray | None:
-    """Return the labels (n,) of a split, -1 for a missing one, or None if it has none; no image is decoded."""
-    name = next((name for name in ("labels", "label") if name in images.column_names), None)
-    return encode_labels(images.with_format(None)[name][:]) if name else None
-
-
-def encode_labels(labels: list) -> np.ndarray | None:
-    """Turn labels into whole numbers (n,): names by alphabetical order, -1 for a missing one; None if all are."""
-    known = [label for label in labels if label is not None]
-    if any(isinstance(label, str) for label in known):
-        numbers = {name: number for number, name in enumerate(sorted(set(known)))}
-        labels = [numbers.get(label, -1) for label in labels]
-    encoded = np.array([-1 if label is None else label for label in labels], np.int64)
-    return np.maximum(encoded, -1) if (encoded >= 0).any() or not len(encoded) else None
-
-
-def fingerprint(images: Dataset) -> str:
-    """Return a digest of the images' bytes, in their order.
-
-    Raises:
-        ValueError: a row holds no image, or a file has become unreadable.
-    """
-    digest = blake2b(bytes([DECODER_VERSION]), digest_size=16)
-    for content in map(stored_bytes, stored_images(images)):
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
-    return digest.hexdigest()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, IterableDataset
 
 from imgsim.hashing import Projection, check_integer, check_settings, normalise
-from imgsim.images import encode_labels, labels_of
 from imgsim.search.answers import Matches, SearchResult
 from imgsim.search.candidates import Candidates
 from imgsim.search.coder import Coder, draw_rotation
@@ -18,6 +19,9 @@ from imgsim.search.layout import default_hash_size
 from imgsim.search.principal import check_planes, fit_projection
 from imgsim.search.snapshot import Snapshot
 from imgsim.tables import LSH
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 SETTINGS = ("batch_size", "hash_size", "dim", "num_tables", "planes", "seed", "probes", "rerank")
 DRIFT = 0.25  # of the spread: from here on the planes no longer divide the candidates evenly
@@ -67,10 +71,10 @@ class BuildLSHTable:
     ):
         check_settings(1 if hash_size is None else hash_size, num_tables)
         check_planes(planes)
-        self.encoder = as_encoder(model, processor)
-        if self.encoder and dim not in (None, self.encoder.dim):
-            raise ValueError(f"dim is {dim}, but this model's embeddings have {self.encoder.dim} dimensions.")
-        self.dim = self.encoder.dim if self.encoder else dim
+        self._encoder, self._made_with = as_encoder(model, processor), NO_ENCODER
+        if self._encoder and dim not in (None, self._encoder.dim):
+            raise ValueError(f"dim is {dim}, but this model's embeddings have {self._encoder.dim} dimensions.")
+        self.dim = self._encoder.dim if self._encoder else dim
         self.batch_size, self.planes = check_integer(batch_size, "batch_size", 1), planes
         self.hash_size, self.num_tables = hash_size and int(hash_size), int(num_tables)
         self.seed, self._given_size = check_integer(seed, "seed", 0), self.hash_size
@@ -81,6 +85,13 @@ class BuildLSHTable:
 
     def __len__(self) -> int:
         return len(self._candidates.current) if self._candidates else 0
+
+    @property
+    def encoder(self):
+        """What embeds images: the model given, or the checkpoint that a loaded index was made with, or None."""
+        if self._encoder is None and self._made_with["name"]:
+            self._encoder = encoder_that_made("The index", self._made_with)
+        return self._encoder
 
     @property
     def snapshot(self) -> Snapshot:
@@ -108,30 +119,30 @@ class BuildLSHTable:
         return self.snapshot.labels
 
     @property
+    def keys(self) -> np.ndarray:
+        """What the candidates are called (n,): texts such as paths, "" if there is none."""
+        return self.snapshot.keys
+
+    @property
     def vectors(self) -> np.ndarray:
         """The candidates' embeddings scaled to length 1 (n, d)."""
         return self.snapshot.vectors
 
-    def build(self, ds: Dataset | IterableDataset) -> BuildLSHTable:
-        """Embed, hash and store the images of one split; ids are their positions in it. Returns the index.
+    def build(self, ds: Dataset | IterableDataset | Sequence[str | os.PathLike]) -> BuildLSHTable:
+        """Embed, hash and store images; ids are their positions, keys the paths of their files. Returns the index.
 
         Args:
             ds: a split with the columns image and, if there are classes, labels; of a stream (load_dataset(...,
-                streaming=True)) nothing is kept but the embeddings.
+                streaming=True)) nothing is kept but the embeddings. Or a list of image files.
         """
-        if not isinstance(ds, (Dataset, IterableDataset)):
-            raise ValueError(f"build takes one split, such as images['train'], not a {type(ds).__name__}.")
         if self.encoder is None:
             raise ValueError("The index has no model to embed images with: give it one, or use build_from_embeddings.")
-        if isinstance(ds, IterableDataset):
-            from imgsim.models.batches import embed_stream  # torch
+        from imgsim.models.batches import embed_entries  # torch
 
-            embeddings, labels, ids = embed_stream(self.encoder, ds, self.batch_size)
-            return self.build_from_embeddings(embeddings, encode_labels(labels), ids)
-        return self.build_from_embeddings(self.encoder.embed(ds, self.batch_size), labels_of(ds))
+        return self.build_from_embeddings(*embed_entries(self.encoder, ds, self.batch_size))
 
-    def build_from_embeddings(self, embeddings, labels=None, ids=None) -> BuildLSHTable:
-        """Hash and store embeddings (n, d) with labels (n,) and ids (n,), by default 0 to n - 1.
+    def build_from_embeddings(self, embeddings, labels=None, ids=None, keys=None) -> BuildLSHTable:
+        """Hash and store embeddings (n, d) with labels, ids (by default 0 to n - 1) and keys, see `add`.
 
         They replace what was in the index. Returns the index.
         """
@@ -143,24 +154,25 @@ class BuildLSHTable:
         hash_size = self._given_size or default_hash_size(len(vectors))
         projection = fit_projection(vectors, hash_size, self.num_tables, self.seed, self.planes)
         coder = Coder(projection, draw_rotation(vectors.shape[1], self.seed))
-        candidates = Candidates.build(coder, vectors, ids, labels)
+        candidates = Candidates.build(coder, vectors, ids, labels, keys)
         self.dim, self.hash_size, self._candidates = embeddings.shape[1], hash_size, candidates
+        self._made_with = self._encoder.describe() if self._encoder else NO_ENCODER
         self.build_seconds = time.perf_counter() - start
         candidates.snapshot.warm_up()
         return self
 
-    def add(self, embeddings, labels=None, ids=None) -> None:
+    def add(self, embeddings, labels=None, ids=None, keys=None) -> None:
         """Add embeddings (n, d) under the projection as it is.
 
         Args:
             embeddings: (n, d) as the model gives them.
             labels: (n,) whole numbers, None or NaN for none; or None.
             ids: (n,) different whole numbers; by default they continue from the largest.
+            keys: (n,) texts such as paths, None or "" for none; or None.
         """
         candidates, embeddings = self._built(), self._check_embeddings(embeddings)
-        mean = candidates.add(normalise(embeddings), ids, labels)
-        spread = np.sqrt(max(1 - np.square(self.projection.mean).sum(), 1e-6))
-        drift = np.linalg.norm(mean - self.projection.mean) / spread
+        candidates.add(normalise(embeddings), ids, labels, keys)
+        drift = self.drift()
         if drift > DRIFT:
             warnings.warn(
                 f"The embeddings' mean has moved by {drift:.0%} of their spread since the projection was fixed; "
@@ -169,15 +181,21 @@ class BuildLSHTable:
             )
 
     def remove(self, ids) -> None:
-        """Remove entries by their ids (n,), or by a mask (all entries,) of those to remove."""
+        """Remove entries by their ids (n,) or keys (n,), or by a mask (all entries,) of those to remove."""
         self._built().remove(ids)
+
+    def drift(self) -> float:
+        """Return how far the vectors' mean has moved since the projection was fixed, as a share of their spread."""
+        spread = np.sqrt(max(1 - np.square(self.projection.mean).sum(), 1e-6))
+        return float(np.linalg.norm(self._built().mean - self.projection.mean) / spread)
 
     def search(self, embeddings, top_k: int = 10) -> SearchResult:
         """Find the nearest candidates of every query embedding (m, d) among those that the stages let through."""
         now = self._built().current
         queries = normalise(self._check_embeddings(embeddings))
         rows, cosines, seen, compared = now.search(queries, top_k, self.probes, self.rerank)
-        return SearchResult(np.where(rows < 0, -1, now.ids[rows]), cosines, seen, compared)
+        ids, keys = np.where(rows < 0, -1, now.ids[rows]), np.where(rows < 0, "", now.keys[rows])
+        return SearchResult(ids, cosines, seen, compared, keys)
 
     def query(self, image, top_k: int | None = 5, verbose: bool = True) -> Matches:
         """Find the images most similar to one image (a path, bytes, a PIL image or an array); top_k None: all."""
@@ -189,12 +207,13 @@ class BuildLSHTable:
         if verbose:
             print("Matches:", seen)
         rows = rows[:compared]
-        return Matches(now.ids[rows], now.labels[rows], now.overlap(query, rows), cosines[:compared], int(seen))
+        overlap, cosines = now.overlap(query, rows), cosines[:compared]
+        return Matches(now.ids[rows], now.labels[rows], overlap, cosines, int(seen), now.keys[rows])
 
     def save(self, folder) -> Path:
         """Write the index to a folder of its own, in place of an index that lies there; return the folder."""
         manifest = {name: getattr(self, name) for name in SETTINGS} | {"build_seconds": self.build_seconds}
-        manifest["encoder"] = self.encoder.describe() if self.encoder else NO_ENCODER
+        manifest["encoder"] = self._made_with
         self._built().save(folder, manifest)
         return Path(folder).expanduser()
 
@@ -204,7 +223,8 @@ class BuildLSHTable:
 
         Args:
             folder: what `save` was given.
-            model: the model it was built with, as in the constructor.
+            model: the model it was built with, as in the constructor; by default the checkpoint that the index
+                remembers, loaded when an image has to be embedded. A ValueError then says so if it is not the same.
             mapped: leave the arrays on disk: processes share one copy in memory, and of vectors and sketches a search
                 reads only what it looks at. Whether these two are whole is then not checked.
 
@@ -213,12 +233,9 @@ class BuildLSHTable:
         """
         candidates, manifest = Candidates.load(folder, (*SETTINGS, "encoder"), mapped)
         index = cls(None, **{name: manifest[name] for name in SETTINGS})
-        index.encoder, made_with = as_encoder(model, processor), manifest["encoder"]
-        if index.encoder and index.encoder.digest != made_with.get("digest"):
-            raise ValueError(
-                f"The index {str(folder)!r} was made with {encoder_phrase(made_with)}, not with "
-                f"{encoder_phrase(index.encoder.describe())} as it is now: load it with that one, or build it again."
-            )
+        index._made_with = NO_ENCODER | manifest["encoder"]
+        if model is not None:
+            index._encoder = encoder_that_made(f"The index {str(folder)!r}", index._made_with, model, processor)
         index.build_seconds, index._candidates = manifest.get("build_seconds"), candidates
         candidates.snapshot.warm_up()
         return index
@@ -238,10 +255,27 @@ class BuildLSHTable:
         return embeddings
 
 
-def encoder_phrase(made_with: dict) -> str:
-    """Return what an index remembers of its encoder in words: the checkpoint 'builtin' (class token, float32)."""
-    known = NO_ENCODER | made_with
-    return f"the checkpoint {known['name']!r} ({known['pooling']}, {known['dtype']})"
+def encoder_that_made(what: str, made_with: dict, model=None, processor=None):
+    """Return the encoder that made an index: the model given or, by default, the checkpoint that it remembers.
+
+    Raises:
+        ValueError: there is no such checkpoint any more, or it is not the same; the sentence begins with `what`.
+    """
+    phrase = "was made with the checkpoint {name!r} ({pooling}, {dtype})".format
+    encoder = as_encoder(model, processor)
+    if encoder is None:
+        from imgsim.encoder import load_encoder
+
+        try:
+            encoder = load_encoder(made_with["name"], dtype=made_with["dtype"], pooling=made_with["pooling"])
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{what} {phrase(**made_with)}, which cannot be loaded any more: {error}") from error
+    if encoder.digest != made_with["digest"]:
+        now = phrase(**encoder.describe()).removeprefix("was made with ")
+        raise ValueError(
+            f"{what} {phrase(**made_with)}, not with {now} as it is now: load it with that one, or build it again."
+        )
+    return encoder
 
 
 def as_encoder(model, processor=None):

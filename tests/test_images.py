@@ -9,9 +9,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from imgsim import candidates_and_queries, load_images
-from imgsim.images import fingerprint, labels_of
 from imgsim.sources import builtin as leaves
 from imgsim.sources.decode import why_unreadable
+from imgsim.sources.splits import fingerprint, labels_of
 
 
 @pytest.fixture

@@ -1,19 +1,21 @@
 """The index: what it finds against exact search, what it keeps on disk, and what it refuses."""
 
 import json
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Features, Image
 
-from imgsim import BuildLSHTable, Matches, Projection, compute_hash, load_encoder
+from imgsim import BuildLSHTable, Matches, Projection, compute_hash, load_encoder, load_images
 from imgsim.evaluation import exact_neighbours, recall_at_k
 from imgsim.hashing import normalise
 from imgsim.search.candidates import arrays_of
-from imgsim.search.storage import ARRAYS
+from imgsim.search.storage import ARRAYS, OPTIONAL
 from imgsim.tables import id_label
 
 PLAIN = {
@@ -58,7 +60,7 @@ def found(cone):
 def saved(tmp_path):
     """A small index without a model, and the folder that it was saved to."""
     candidates, labels, queries = mixture(60, 5)
-    index = BuildLSHTable(seed=3).build_from_embeddings(candidates, labels, ids=np.arange(60) * 7)
+    index = BuildLSHTable(seed=3).build_from_embeddings(candidates, labels, np.arange(60) * 7, map(str, range(60)))
     return index, index.save(tmp_path / "index"), queries
 
 
@@ -348,7 +350,8 @@ def test_a_loaded_index_gives_the_same_answers_to_images(index, checkpoint, imag
     for model in (str(checkpoint), load_encoder(checkpoint)):
         loaded = BuildLSHTable.load(folder, model)
         for image in images["test"]["image"]:
-            expected, matches = (vars(one.query(image, verbose=False)) for one in (index, loaded))
+            expected, matches = (dict(vars(one.query(image, verbose=False))) for one in (index, loaded))
+            assert expected.pop("key").tolist() == matches.pop("key").tolist()
             assert all(np.allclose(expected[name], matches[name], atol=1e-5) for name in expected)
 
 
@@ -357,7 +360,7 @@ def test_a_loaded_index_can_be_saved_and_built_again(saved, tmp_path):
     loaded = BuildLSHTable.load(folder)
     again = BuildLSHTable.load(loaded.save(tmp_path / "again"))
     assert_same_answers(index, again, queries)
-    rebuilt = loaded.build_from_embeddings(mixture(60, 5)[0], ids=np.arange(60) * 7)
+    rebuilt = loaded.build_from_embeddings(mixture(60, 5)[0], ids=np.arange(60) * 7, keys=index.keys)
     assert_same_answers(index, rebuilt, queries)
 
 
@@ -388,7 +391,56 @@ def test_nothing_on_disk_is_a_pickle(saved):
     for file in folder.glob("*.npy"):
         assert not np.load(file, allow_pickle=False).dtype.hasobject
     names = sorted(path.name.partition("-")[0].removesuffix(".json") for path in folder.iterdir())
-    assert names == sorted([*ARRAYS, "manifest", ".lock"])
+    assert names == sorted([*ARRAYS, *OPTIONAL, "manifest", ".lock"])
+
+
+def test_an_index_of_files_knows_their_paths(image_folder, encoder, refused):
+    paths = sorted(image_folder.rglob("*.png"))[:6]
+    index = BuildLSHTable(encoder).build(paths)
+    assert index.keys.tolist() == list(map(str, paths)) and index.ids.tolist() == list(range(6))
+    matches = index.query(paths[2], top_k=3, verbose=False)
+    assert matches.key[0] == str(paths[2]) and len(matches.key) == len(dict(matches)) == 3
+    split = load_images(image_folder)["train"]
+    assert BuildLSHTable(encoder).build(split).keys.tolist() == split["image_file_path"][:]
+    for wrong in (str(paths[0]), [split[0]["image"]], {"a": 1}):
+        with refused("build takes"):
+            index.build(wrong)
+    with refused("nowhere.png"):
+        index.build(["nowhere.png"])
+    assert len(index) == 6
+
+
+def test_a_loaded_index_finds_its_checkpoint(save_vit, image_folder, tmp_path, monkeypatch, refused):
+    paths = sorted(image_folder.rglob("*.png"))[:6]
+    save_vit(tmp_path / "vit")
+    monkeypatch.chdir(tmp_path)
+    index = BuildLSHTable("vit").build(paths)
+    folder = index.save(tmp_path / "index")
+    monkeypatch.chdir("/")
+    loaded = BuildLSHTable.load(folder)
+    with monkeypatch.context() as patch:  # by need only
+        patch.setattr("imgsim.encoder.load_encoder", None)
+        loaded.save(tmp_path / "copy")
+    assert BuildLSHTable.load(tmp_path / "copy").query(paths[3], 1, verbose=False).key.tolist() == [str(paths[3])]
+    save_vit(tmp_path / "vit", seed=1)
+    with refused("as it is now"):
+        loaded.query(paths[3])
+    shutil.rmtree(tmp_path / "vit")
+    with refused("cannot be loaded any more"):
+        BuildLSHTable.load(folder).query(paths[3])
+    assert len(loaded.search(index.vectors[:2]).ids) == 2  # without a checkpoint, embeddings find theirs
+
+
+def test_the_digest_saved_is_that_of_the_embeddings(checkpoint, image_folder, tmp_path):
+    encoder = load_encoder(load_encoder(checkpoint).model)  # a module, whose weights may change
+    paths = sorted(image_folder.rglob("*.png"))[:4]
+    index, made = BuildLSHTable(encoder).build(paths), encoder.digest
+    with torch.no_grad():
+        next(encoder.given.parameters()).add_(1)
+    encoder.embed(paths)
+    assert encoder.digest != made
+    manifest = json.loads((index.save(tmp_path / "index") / "manifest.json").read_text())
+    assert manifest["encoder"]["digest"] == made
 
 
 def test_another_checkpoint_is_refused(index, save_vit, tmp_path, refused):
@@ -459,7 +511,7 @@ def test_a_mapped_index_is_refused_where_files_have_another_size_or_header(array
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("array", ARRAYS)
+@pytest.mark.parametrize("array", [*ARRAYS, *OPTIONAL])
 def test_a_damaged_array_is_refused(array, damage, saved, refused):
     _, folder, _ = saved
     (file,) = folder.glob(f"{array}-*.npy")
@@ -541,7 +593,7 @@ def test_an_index_is_saved_over_an_older_one(saved):
     newer = BuildLSHTable(seed=4).build_from_embeddings(mixture(80, 5)[0])
     newer.save(folder)
     assert_same_answers(newer, BuildLSHTable.load(folder), queries)
-    assert len(list(folder.glob("[!.]*"))) == len(ARRAYS) + 1  # nothing of the older one is left
+    assert len(list(folder.glob("[!.]*"))) == len([*ARRAYS, *OPTIONAL]) + 1  # nothing of the older one is left
 
 
 def test_files_of_ones_own_beside_an_index_are_left_alone(saved):
@@ -578,7 +630,7 @@ def test_a_save_that_fails_keeps_the_older_index(saved, disk_full):
     disk_full.undo()
     newer.save(folder)
     assert_same_answers(newer, BuildLSHTable.load(folder), queries)
-    assert len(list(folder.glob("[!.]*"))) == len(ARRAYS) + 1
+    assert len(list(folder.glob("[!.]*"))) == len([*ARRAYS, *OPTIONAL]) + 1
 
 
 def test_a_first_save_that_fails_can_be_tried_again(saved, disk_full, tmp_path, refused):
@@ -616,4 +668,4 @@ def test_matches_become_a_dictionary_in_one_pass(monkeypatch):
     named = []
     monkeypatch.setattr("imgsim.search.answers.id_label", lambda *entry: named.append(entry) or str(entry))
     rows = np.arange(50)
-    assert len(dict(Matches(rows, rows, rows / 50, rows / 50, 50))) == len(named) == 50
+    assert len(dict(Matches(rows, rows, rows / 50, rows / 50, 50, rows))) == len(named) == 50

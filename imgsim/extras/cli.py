@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import errno
+import gc
 import inspect
 import os
 import sys
@@ -15,6 +15,7 @@ from imgsim.extras.explore.commands import explore
 from imgsim.extras.find.commands import CHECKPOINT, find, index, is_image_folder, open_folder
 from imgsim.extras.runs.settings import DEFAULTS, HELP, read_params
 from imgsim.extras.scale.options import add_steps
+from imgsim.sources.errors import say
 from imgsim.sources.names import add_options
 
 Parser = argparse.ArgumentParser
@@ -211,8 +212,9 @@ def demo(command: Parser) -> Work:
     command.add_argument("--port", type=int, default=7860, help="the page's port on this machine (default: 7860)")
 
     def work(options):
-        from imgsim.extras.demo import serve
+        from imgsim.extras.demo import check_page, serve
 
+        check_page(options.port)  # before a folder is embedded, which may take long
         folder = options.folder
         serve(open_folder(folder, options.checkpoint) if is_image_folder(folder) else folder, options.port)
 
@@ -281,6 +283,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; an error becomes one sentence and exit code 1."""
+    gc.set_threshold(100_000)  # torch and transformers make a million objects and no garbage: a second saved
     options = parse(arguments)
     try:
         if sys.stdout is None:
@@ -292,9 +295,5 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        said = str(getattr(error, "evalue", error)).strip()  # a notebook's error says more than its execution's
-        said = said or f"stopped by {getattr(error, 'ename', type(error).__name__)}"
-        if os.strerror(errno.ENOSPC) in said:
-            said = "The disk is full: make room on it, or let --output or IMGSIM_CACHE name another place."
-        print(f"error: {said.partition(chr(10))[0]}", file=sys.stderr)
+        print(f"error: {say(error)}", file=sys.stderr)
         return 1

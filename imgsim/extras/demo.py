@@ -2,12 +2,13 @@
 
 import os
 import re
+import socket
 
 import numpy as np
 
 from imgsim.extras.runs.saved import SavedRun
 from imgsim.sources.decode import open_image
-from imgsim.sources.errors import require
+from imgsim.sources.errors import first_line, require
 
 MAX_UPLOAD = "30mb"
 KEPT = 600  # seconds after which what was uploaded or shown is deleted
@@ -152,6 +153,17 @@ def launch(blocks, **settings) -> None:
     blocks.launch(**private, quiet=True, max_file_size=MAX_UPLOAD, css=CSS, **settings)
 
 
+def check_page(port: int) -> None:
+    """Raise a ValueError if Gradio is not installed, or a page cannot listen on this port."""
+    require(("gradio",), "demo")
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")
+            trial.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"The page cannot listen on port {port}: {first_line(error)}. Take another --port.") from error
+
+
 def serve(source, port: int = 7860, block: bool = True):
     """Serve the page of an index, see `Answers`, on 127.0.0.1, by default until it is interrupted.
 
@@ -161,9 +173,9 @@ def serve(source, port: int = 7860, block: bool = True):
         Its Blocks, to be closed.
 
     Raises:
-        ValueError: Gradio is not installed, or the folder holds no run with an index.
+        ValueError: see `check_page`; or the folder holds no run with an index.
     """
-    require(("gradio",), "demo")
+    check_page(port)
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 

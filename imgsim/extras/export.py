@@ -1,4 +1,4 @@
-"""An index for other tools: Parquet, datasets, faiss, pandas, and the Hub. Keys are what an id is known by as text."""
+"""An index for other tools: Parquet, datasets, faiss, and the Hub."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imgsim.index import BuildLSHTable
-from imgsim.search.answers import Matches, SearchResult
-from imgsim.sources.cache import atomic_write
+from imgsim.search.keys import printable_keys
+from imgsim.sources.cache import atomic_write, write_json
 from imgsim.sources.errors import require
 
 if TYPE_CHECKING:
     import faiss
-    import pandas
     import pyarrow
     from datasets import Dataset
 
-Keys = Mapping[int, str]
 FILES = ["manifest.json", "*.npy"]  # an index on the Hub, without anything that could be executed
 CARD = """---
 library_name: imgsim
@@ -40,7 +38,7 @@ An index of {count:,} images for [imgsim]({home}), made with the checkpoint
 ```python
 from imgsim.extras.export import load_from_hub
 
-index = load_from_hub("{name}", "{checkpoint}")
+index = load_from_hub("{name}")
 matches = index.query("photo.jpg")
 ```
 {picture}
@@ -50,34 +48,33 @@ matches = index.query("photo.jpg")
 """
 
 
-def to_table(index: BuildLSHTable, keys: Keys | None = None) -> pyarrow.Table:
+def to_table(index: BuildLSHTable) -> pyarrow.Table:
     """Return the columns id, key, label and embedding (d float32 of length 1); a missing key or label is null."""
     import pyarrow
 
     labels, vectors = index.labels, np.ascontiguousarray(index.vectors)
-    known = [(keys or {}).get(number) for number in index.ids.tolist()]
     columns = {
         "id": pyarrow.array(index.ids),
-        "key": pyarrow.array(known, pyarrow.string()),
+        "key": pyarrow.array(printable_keys(index.keys), pyarrow.string()),
         "label": pyarrow.array(labels, mask=labels < 0),
         "embedding": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1]),
     }
     return pyarrow.table(columns)
 
 
-def to_parquet(index: BuildLSHTable, path: str | os.PathLike, keys: Keys | None = None) -> None:
+def to_parquet(index: BuildLSHTable, path: str | os.PathLike) -> None:
     """Write the table of `to_table` to a Parquet file, whole or not at all."""
     import pyarrow.parquet
 
     with atomic_write(path) as beside:
-        pyarrow.parquet.write_table(to_table(index, keys), beside)
+        pyarrow.parquet.write_table(to_table(index), beside)
 
 
-def to_dataset(index: BuildLSHTable, keys: Keys | None = None) -> Dataset:
+def to_dataset(index: BuildLSHTable) -> Dataset:
     """Return the table of `to_table` as a dataset, ready for `add_faiss_index("embedding")`."""
     from datasets import Dataset
 
-    return Dataset(to_table(index, keys)).with_format("numpy", columns=["embedding"], output_all_columns=True)
+    return Dataset(to_table(index)).with_format("numpy", columns=["embedding"], output_all_columns=True)
 
 
 def to_faiss(index: BuildLSHTable, neighbours: int = 0) -> faiss.Index:
@@ -98,17 +95,6 @@ def to_faiss(index: BuildLSHTable, neighbours: int = 0) -> faiss.Index:
     copy = faiss.IndexIDMap2(bare)
     copy.add_with_ids(np.ascontiguousarray(index.vectors), index.ids)
     return copy
-
-
-def to_pandas(found: Matches | SearchResult, keys: Keys | None = None) -> pandas.DataFrame:
-    """Return answers as a table with the columns query, rank, id, key and cosine; padding is left out."""
-    import pandas
-
-    ids, cosines = np.atleast_2d(found.ids), np.atleast_2d(getattr(found, "cosines", getattr(found, "cosine", None)))
-    query, rank = np.nonzero(ids >= 0)
-    columns = {"query": query, "rank": rank + 1, "id": ids[query, rank]}
-    columns["key"] = [(keys or {}).get(number) for number in columns["id"].tolist()]
-    return pandas.DataFrame(columns | {"cosine": cosines[query, rank]})
 
 
 def push_to_hub(
@@ -138,6 +124,9 @@ def push_to_hub(
         folder = index.save(Path(scratch) / "index")
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         made_with = manifest["encoder"]
+        if os.path.exists(made_with["name"] or ""):  # others have no use for a path on this machine
+            made_with["name"] = os.path.basename(made_with["name"])
+            write_json(folder / "manifest.json", manifest)
         numbers = {key: value for key, value in manifest.items() if isinstance(value, (int, float))} | dict(
             metrics or {}
         )
@@ -160,7 +149,11 @@ def push_to_hub(
 
 
 def load_from_hub(name: str, model=None, revision: str | None = None) -> BuildLSHTable:
-    """Download an index that `push_to_hub` uploaded, and load it; see `BuildLSHTable.load` for the model."""
+    """Download an index that `push_to_hub` uploaded, and load it; see `BuildLSHTable.load` for the model.
+
+    By default that is the checkpoint that the index names: it is loaded, and downloaded if need be, when an image has
+    to be embedded. For a repository that you do not trust, name it yourself.
+    """
     from huggingface_hub import snapshot_download
 
     return BuildLSHTable.load(snapshot_download(name, revision=revision, allow_patterns=FILES), model)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from imgsim.search.keys import printable_keys
 from imgsim.tables import id_label
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, eq=False)  # compared as a Mapping
@@ -20,6 +25,7 @@ class Matches(Mapping):
         overlap: (t,) share of the tables in which query and match fall into the same bucket.
         cosine: (t,) of query and match.
         candidates: how many candidates the tables returned.
+        key: (t,) texts such as paths, "" if there is none; keys() are the mapping's.
     """
 
     ids: np.ndarray
@@ -27,6 +33,7 @@ class Matches(Mapping):
     overlap: np.ndarray
     cosine: np.ndarray
     candidates: int
+    key: np.ndarray
 
     @cached_property  # dict(matches) asks for every key
     def _overlaps(self) -> dict[str, float]:
@@ -42,6 +49,10 @@ class Matches(Mapping):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table with the columns query (0), rank, id, key and cosine."""
+        return as_table(self.ids[None], self.key[None], self.cosine[None])
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -51,9 +62,24 @@ class SearchResult:
         ids: (m, t) int64, short rows padded with -1; cosines: (m, t) float32, padded with NaN; t is top_k, or the
             number of candidates if that is less.
         candidates_seen: (m,) in the buckets looked up; compared_exactly: (m,) by their cosine.
+        keys: (m, t) texts such as paths, "" if there is none.
     """
 
     ids: np.ndarray
     cosines: np.ndarray
     candidates_seen: np.ndarray
     compared_exactly: np.ndarray
+    keys: np.ndarray
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table with the columns query, rank, id, key and cosine; padding is left out."""
+        return as_table(self.ids, self.keys, self.cosines)
+
+
+def as_table(ids: np.ndarray, keys: np.ndarray, cosines: np.ndarray) -> pandas.DataFrame:
+    """Return answers (m, t) as a table."""
+    import pandas
+
+    query, rank = np.nonzero(ids >= 0)
+    columns = {"query": query, "rank": rank + 1, "id": ids[query, rank], "key": printable_keys(keys[query, rank])}
+    return pandas.DataFrame(columns | {"cosine": cosines[query, rank]})

@@ -10,13 +10,14 @@ import numpy as np
 
 from imgsim.hashing import Projection, check_integer, check_settings, column_sums
 from imgsim.search.coder import Coder
+from imgsim.search.keys import check_keys, has_key, pack_keys, unpack_keys
 from imgsim.search.layout import Tables, compress, expand, merge_tables, sort_tables, take_rows
 from imgsim.search.snapshot import Snapshot, no_gone
 from imgsim.search.storage import ARRAYS, array_specs, check_meaning, read_arrays, write_arrays
 from imgsim.sources.errors import first_line
 from imgsim.tables import LSH
 
-BY_ROW = ("ids", "labels", "vectors", "sketches")
+BY_ROW = ("ids", "labels", "vectors", "sketches", "keys")
 SPARE = 1.25  # arrays that grow get room for a quarter more rows
 MOST_GONE = 0.25  # of all rows: from here on those removed are taken out
 MAX_ID = (1 << 63) - 1
@@ -50,13 +51,14 @@ class Candidates:
         self._room: dict[str, np.ndarray] = {}  # arrays of which a snapshot's are the beginning
 
     @classmethod
-    def build(cls, coder: Coder, vectors: np.ndarray, ids=None, labels=None) -> Candidates:
-        """Hold vectors (n, d) float32 of length 1, with ids (n,), by default 0 to n - 1, and labels (n,) or None.
+    def build(cls, coder: Coder, vectors: np.ndarray, ids=None, labels=None, keys=None) -> Candidates:
+        """Hold vectors (n, d) float32 of length 1, with ids (n,), by default 0 to n - 1, labels and keys (n,) or None.
 
         Raises:
-            ValueError: ids or labels do not fit.
+            ValueError: ids, labels or keys do not fit.
         """
-        return cls(Snapshot.build(coder, vectors, *check_entries(len(vectors), ids, labels)))
+        ids, labels = check_entries(len(vectors), ids, labels)
+        return cls(Snapshot.build(coder, vectors, ids, labels, keys=check_keys(len(vectors), keys)))
 
     @property
     def current(self) -> Snapshot:
@@ -79,34 +81,37 @@ class Candidates:
         hash_size = now.projection.planes.shape[2]
         return LSH.from_arrays(hash_size, now.ids, now.labels, expand(now.tables, hash_size), now.tables.rows)
 
-    def add(self, vectors: np.ndarray, ids=None, labels=None) -> np.ndarray:
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean (d,) of all vectors."""
+        with self._lock:
+            self._state.total = total_of(self._state)
+            return self._state.total / max(self.current.count, 1)
+
+    def add(self, vectors: np.ndarray, ids=None, labels=None, keys=None) -> None:
         """Add candidates under the projection as it is.
 
         Args:
             vectors: (n, d) float32 of length 1.
             ids: (n,) different whole numbers; by default they continue from the largest.
             labels: (n,) whole numbers or None.
-
-        Returns:
-            The mean (d,) of all vectors, which additions move away from the projection's.
+            keys: (n,) texts or None.
 
         Raises:
-            ValueError: ids or labels do not fit, or an id is in the index already.
+            ValueError: ids, labels or keys do not fit, or an id is in the index already.
         """
         with self._lock:
             state, now = self._state, self.current
             given = ids is not None
             largest = int(now.ids[now.live()].max(initial=-1)) if state.largest is None else state.largest
             ids, labels = check_entries(len(vectors), ids, labels, first=largest + 1)
+            keys = check_keys(len(vectors), keys)
             if given and (taken := self._rows_of(ids) >= 0).any():
                 raise ValueError(f"The id {ids[taken][0]} is in the index already; remove it first.")
             largest = int(ids.max(initial=largest))
-            total, before = state.total, len(now.ids)
-            if total is None:
-                total = column_sums(now.vectors) - column_sums(now.vectors[~now.live()])
-            total = total + column_sums(vectors)
+            total, before = total_of(state) + column_sums(vectors), len(now.ids)
             codes, sketches = now.coder.encode(vectors)
-            parts = {"ids": ids, "labels": labels, "vectors": vectors, "sketches": sketches}
+            parts = {"ids": ids, "labels": labels, "vectors": vectors, "sketches": sketches, "keys": keys}
             arrays = {name: self._append(name, getattr(now, name), part) for name, part in parts.items()}
             new = sort_tables(codes, before)
             if now.added.rows.shape[1]:
@@ -120,7 +125,6 @@ class Candidates:
             else:
                 rows = zip(ids.tolist(), range(before, before + len(ids)), strict=True)
                 self._state = _State(after, total, largest, state.order, state.added | dict(rows))
-            return total / max(self._state.snapshot.count, 1)
 
     def _append(self, name: str, array: np.ndarray, part: np.ndarray) -> np.ndarray:
         """Return an array (n, ...) with a part (m, ...) behind it; there is room for more behind that."""
@@ -147,18 +151,23 @@ class Candidates:
         return np.maximum(rows, small)
 
     def remove(self, ids) -> None:
-        """Remove candidates by their ids (n,), or by a mask (all,) of those to remove.
+        """Remove candidates by their ids (n,) or keys (n,), or by a mask (all,) of those to remove.
 
         Raises:
-            ValueError: there is no such id.
+            ValueError: there is no such id or key.
         """
         ids = np.atleast_1d(ids)
+        if ids.size and all(isinstance(key, str) for key in ids.ravel()[:1]):
+            now = self.snapshot
+            ids = now.ids[has_key(now.keys, ids)]
         if ids.dtype == bool:
             if ids.shape != (known := self.snapshot.ids).shape:
                 raise ValueError(f"A mask needs one value for each of the {len(known)} candidates, not {ids.shape}.")
             ids = known[ids]
         if ids.size and ids.dtype.kind not in "iu":
-            raise ValueError(f"Candidates are removed by ids, whole numbers, or by a mask, not by {ids.tolist()[0]!r}.")
+            raise ValueError(
+                f"Candidates are removed by whole numbers, by keys or by a mask, not by {ids.tolist()[0]!r}."
+            )
         ids = np.unique(ids.astype(np.int64))
         with self._lock:
             state, now = self._state, self.current
@@ -202,6 +211,7 @@ class Candidates:
                 if (arrays[name].dtype, arrays[name].shape) != spec:
                     raise ValueError(f"its manifest contradicts {name}")
             check_meaning(arrays, manifest["hash_size"], mapped)
+            arrays["keys"] = unpack_keys(arrays["keys"], len(arrays["ids"]))
         except ValueError as error:
             raise ValueError(f"The index {str(Path(folder))!r} is damaged: {first_line(error)}.") from error
         directions = arrays["directions"] if arrays["directions"].shape[1] else None
@@ -224,6 +234,14 @@ def settle(now: Snapshot) -> Snapshot:
     return Snapshot.of_tables(now.coder, *arrays, compress(codes, rows, hash_size))
 
 
+def total_of(state: _State) -> np.ndarray:
+    """Return the sum (d,) of all vectors."""
+    if state.total is not None:
+        return state.total
+    now = state.snapshot
+    return column_sums(now.vectors) - column_sums(now.vectors[~now.live()])
+
+
 def is_gone(gone: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Tell which rows (n,) are marked as gone; a row of -1 is not."""
     if not len(gone):
@@ -238,6 +256,7 @@ def arrays_of(snapshot: Snapshot) -> dict[str, np.ndarray]:
     arrays = vars(snapshot) | vars(projection) | snapshot.tables._asdict() | {"rotation": snapshot.coder.rotation}
     if projection.directions is None:
         arrays["directions"] = np.empty((len(projection.mean), 0), np.float32)
+    arrays["keys"] = pack_keys(snapshot.keys)
     return {name: arrays[name] for name in ARRAYS}
 
 

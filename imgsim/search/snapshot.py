@@ -12,6 +12,7 @@ import numpy as np
 from imgsim.hashing import Projection, check_integer
 from imgsim.search.coder import Coder, as_factors
 from imgsim.search.kernels import search_block
+from imgsim.search.keys import no_keys
 from imgsim.search.layout import Tables, compress, sort_tables
 from imgsim.search.probing import OUT_OF_RANGE
 from imgsim.search.threads import THREADS, run_blocks
@@ -29,6 +30,7 @@ class Snapshot:
         coder: projection and rotation.
         ids: (n,) int64; labels: (n,) int64, -1 if there is none; vectors: (n, d) float32 of length 1.
         sketches: (n, words + 1) uint64, see `Coder.encode`.
+        keys: (n,) texts, "" if there is none.
         tables, added: of all rows but the last ones, and of these, which were added since the former were sorted.
         gone: a bit for each row, set if it was removed, and for all others of the last word: (ceil(n / 64),) uint64.
         count: rows that were not removed.
@@ -39,6 +41,7 @@ class Snapshot:
     labels: np.ndarray
     vectors: np.ndarray
     sketches: np.ndarray
+    keys: np.ndarray
     tables: Tables
     added: Tables
     gone: np.ndarray
@@ -47,14 +50,14 @@ class Snapshot:
     def __post_init__(self):
         # Compiled code relies on these.
         tables, rows = self.tables, self.tables.rows.shape[1] + self.added.rows.shape[1]
-        lengths = {len(self.ids), len(self.labels), len(self.vectors), len(self.sketches), rows}
+        lengths = {len(self.ids), len(self.labels), len(self.vectors), len(self.sketches), len(self.keys), rows}
         if len(lengths) != 1 or len(self.gone) != -(-rows // 64):
             raise ValueError(f"The arrays of an index must have one length, not {sorted(lengths)}.")
         if not tables.starts.shape[1] and tables.codes.shape != tables.rows.shape:
             raise ValueError("The tables of an index need a code for each row.")
 
     @classmethod
-    def build(cls, coder: Coder, vectors: np.ndarray, ids, labels, codes=None, sketches=None) -> Snapshot:
+    def build(cls, coder: Coder, vectors: np.ndarray, ids, labels, codes=None, sketches=None, keys=None) -> Snapshot:
         """Hash vectors (n, d) and sort them into tables.
 
         Args:
@@ -62,16 +65,18 @@ class Snapshot:
             vectors: (n, d) float32; (n, 0) together with codes and sketches, if candidates are to be ranked only.
             ids, labels: (n,) int64.
             codes, sketches: (n, L) and (n, words + 1) if they are known already.
+            keys: (n,) texts, or None.
         """
         if codes is None:
             codes, sketches = coder.encode(vectors)
         tables = compress(*sort_tables(codes), coder.projection.planes.shape[2])
-        return cls.of_tables(coder, ids, labels, np.ascontiguousarray(vectors), sketches, tables)
+        keys = no_keys(len(vectors)) if keys is None else keys
+        return cls.of_tables(coder, ids, labels, np.ascontiguousarray(vectors), sketches, keys, tables)
 
     @classmethod
-    def of_tables(cls, coder: Coder, ids, labels, vectors, sketches, tables: Tables) -> Snapshot:
+    def of_tables(cls, coder: Coder, ids, labels, vectors, sketches, keys, tables: Tables) -> Snapshot:
         """Put together arrays of rows that are all in the tables."""
-        return cls(coder, ids, labels, vectors, sketches, tables, no_tables(tables), no_gone(len(ids)), len(ids))
+        return cls(coder, ids, labels, vectors, sketches, keys, tables, no_tables(tables), no_gone(len(ids)), len(ids))
 
     def __len__(self) -> int:
         return self.count

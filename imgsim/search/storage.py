@@ -24,7 +24,7 @@ FORMAT = 5  # of an index's folder
 MANIFEST = "manifest.json"
 DIGEST = re.compile("[0-9a-f]{16}")
 TABLES = ("codes", "rows", "starts")
-ARRAYS = ("planes", "mean", "directions", "rotation", "ids", "labels", "vectors", "sketches", *TABLES)
+ARRAYS = ("planes", "mean", "directions", "rotation", "ids", "labels", "vectors", "sketches", "keys", *TABLES)
 LAZY = ("vectors", "sketches")  # of a mapped index: read where a search looks, and not checked
 
 
@@ -183,7 +183,7 @@ def read_manifest(folder: Path, settings: Iterable[str], names: Iterable[str]) -
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
-        if not all(DIGEST.fullmatch(manifest["arrays"][name]) for name in names):
+        if not all(DIGEST.fullmatch(manifest["arrays"][name]) for name in {*names, *manifest["arrays"]}):
             raise ValueError("the names of its arrays are not digests")
         _ = [manifest[name] for name in settings]
         if manifest["digest"] != manifest_digest(manifest):

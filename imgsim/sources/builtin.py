@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from imgsim.sources.cache import cache_folder
 from imgsim.sources.leaves import CLASSES, Traits, render_leaf, sample_traits
-from imgsim.sources.parquet import stored_images
+from imgsim.sources.splits import stored_images
 
 SPLITS = {"train": 1034, "validation": 133, "test": 128}  # the sizes of Beans
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -11,6 +13,14 @@ INSTALLED_AS = {"ray": "ray[data]"}  # modules whose name for pip is another
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says."""
     return str(error).strip().partition("\n")[0]
+
+
+def say(error: Exception) -> str:
+    """Return what an error says to somebody at a command line, in one sentence."""
+    said = str(getattr(error, "evalue", error)).strip()  # a notebook's error says more than its execution's
+    if os.strerror(errno.ENOSPC) in said:
+        return "The disk is full: make room on it, or let --output or IMGSIM_CACHE name another place."
+    return said.partition("\n")[0] or f"stopped by {getattr(error, 'ename', type(error).__name__)}"
 
 
 def print_skipped(skipped: Sequence[dict[str, str]], total: int) -> None:

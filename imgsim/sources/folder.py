@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from typing import TYPE_CHECKING
 
 from imgsim.sources.decode import find_unreadable, starts_like_image
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif"}
 SUFFIXES |= {".heic", ".heif"}  # nothing here reads them: they are listed as unreadable rather than passed over
@@ -39,6 +41,7 @@ def load_folder(folder: Path) -> tuple[DatasetDict, list[dict[str, str]]]:
     Raises:
         ValueError: no image can be read.
     """
+    from datasets import DatasetDict
 
     def left_out(path: Path, reason: str) -> dict[str, str]:
         return {"path": printable_path(path.relative_to(folder)), "reason": reason}
@@ -159,6 +162,8 @@ def read_labels(files: list[ImageFile], folder: Path) -> None:
 
 def as_dataset(files: list[ImageFile], labels: list[str]) -> Dataset:
     """Make a split of the columns image_file_path, image and, if there are any, labels."""
+    from datasets import ClassLabel, Dataset, Features, Image, Value
+
     paths = [printable_path(file.path) for file in files]
     images = [  # a path that is no valid text cannot be stored
         path if path == str(file.path) else {"path": None, "bytes": file.path.read_bytes()}

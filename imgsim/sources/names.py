@@ -54,6 +54,13 @@ def split_checkpoint(checkpoint: str) -> tuple[str, str]:
     return checkpoint[: len(checkpoint) - len(name)], name
 
 
+def whole_name(checkpoint: str) -> str:
+    """Return the name of a checkpoint, with the whole path if it is a folder or file."""
+    prefix, name = split_checkpoint(checkpoint)
+    path = Path(name).expanduser()
+    return f"{prefix}{path.resolve()}" if name != "builtin" and path.exists() else checkpoint
+
+
 def is_onnx(checkpoint) -> bool:
     """Tell whether a checkpoint is named as an ONNX file."""
     return str(checkpoint).endswith(".onnx")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+from datasets import ClassLabel, DatasetDict, Features, Image, Value, load_dataset
 
-from imgsim.sources.decode import find_unreadable, reason
+from imgsim.sources.decode import find_unreadable
 from imgsim.sources.folder import find_images
+from imgsim.sources.splits import stored_images
 
 
 def is_parquet_folder(folder: Path) -> bool:
@@ -110,24 +110,3 @@ def label_column(images: DatasetDict, features: Features) -> str | None:
         if "string" in kind and 2 * len(split.unique(name)) <= len(split):
             return name
     return classes[0] if len(classes) == 1 else None
-
-
-def stored_images(images: Dataset) -> Sequence[dict]:
-    """Return the images of a split as they are stored, {"bytes", "path"}, whatever its format or transform.
-
-    Raises:
-        ValueError: it has no column image.
-    """
-    if "image" not in images.column_names:
-        raise ValueError(f"The dataset has no column 'image', only {', '.join(images.column_names)}: rename one.")
-    return images.with_format(None).cast_column("image", Image(decode=False))["image"]
-
-
-def stored_bytes(image: dict | None) -> bytes:
-    """Return the content of an image as it is stored; ValueError if there is none or its file cannot be read."""
-    if image is None:
-        raise ValueError("A row of the dataset holds no image.")
-    try:
-        return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-    except OSError as error:
-        raise ValueError(f"{image['path']} cannot be read as an image: {reason(error)}") from error

@@ -15,7 +15,8 @@ from imgsim.extras.cli import main
 from imgsim.extras.find.folder_index import FolderIndex
 from imgsim.extras.runs.inputs import all_images
 from imgsim.extras.runs.settings import DEFAULTS
-from imgsim.images import fingerprint, load_images
+from imgsim.images import load_images
+from imgsim.sources.splits import fingerprint
 
 gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
 SHOTS = os.environ.get("IMGSIM_SHOTS")  # a folder for screenshots of the answers
@@ -32,7 +33,7 @@ def keep_run(folder, images, encoder, probes=0):
         json.dumps({"settings": settings, "digests": digests, "environment": {"versions": {}}})
     )
     names = everything.features["labels"].names
-    (folder / "images.json").write_text(json.dumps({"labels": names, "files": files}))
+    (folder / "images.json").write_text(json.dumps({"labels": names}))
     return folder
 
 
@@ -202,6 +203,18 @@ def test_a_path_outside_is_refused(path, address, run_folder):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{address}/gradio_api/file={path}")
     assert refused.value.code in (403, 404)
+
+
+@pytest.mark.parametrize("port", ["99999", "taken"])
+def test_a_port_that_cannot_be_had_is_refused_before_the_folder_is_looked_at(port, tmp_path, draw, monkeypatch, capsys):
+    monkeypatch.setattr(FolderIndex, "_update", lambda self: pytest.fail("the folder was looked at"))
+    draw(0).save(tmp_path / "0.png")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = str(taken.getsockname()[1]) if port == "taken" else port
+        assert main(["demo", str(tmp_path), "--port", number]) == 1
+    assert f"cannot listen on port {number}" in capsys.readouterr().err
 
 
 def test_a_folder_without_images_or_a_run_is_refused(tmp_path, capsys):

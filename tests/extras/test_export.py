@@ -19,14 +19,10 @@ def index():
     rng = np.random.default_rng(0)
     ids = rng.permutation(10_000)[:200]
     labels = rng.integers(-1, 3, 200)
+    keys = [f"photos/{number}.jpg" if number % 10 else None for number in ids]
     return BuildLSHTable(hash_size=4, num_tables=4, probes=15, rerank=None).build_from_embeddings(
-        rng.standard_normal((200, 24)), labels, ids
+        rng.standard_normal((200, 24)), labels, ids, keys
     )
-
-
-@pytest.fixture(scope="module")
-def keys(index):
-    return {number: f"photos/{number}.jpg" for number in index.ids.tolist() if number % 10}
 
 
 def expected(index):
@@ -42,30 +38,32 @@ def test_faiss_finds_the_same_ids_and_cosines(index, neighbours):
     assert neighbours or np.allclose(cosines, found.cosines, atol=1e-5)
 
 
-def test_a_dataset_takes_a_faiss_index(index, keys):
+def test_a_dataset_takes_a_faiss_index(index):
     pytest.importorskip("faiss")
-    dataset = export.to_dataset(index, keys)
+    dataset = export.to_dataset(index)
     dataset.add_faiss_index("embedding", metric_type=0)  # inner product
     _, rows = dataset.search("embedding", index.vectors[3], 5)
     assert [dataset[int(row)]["id"] for row in rows] == expected(index).ids[3].tolist()
 
 
-def test_parquet_read_back_gives_the_same_arrays(index, keys, tmp_path):
-    export.to_parquet(index, tmp_path / "index.parquet", keys)
+def test_parquet_read_back_gives_the_same_arrays(index, tmp_path):
+    export.to_parquet(index, tmp_path / "index.parquet")
     table = pandas.read_parquet(tmp_path / "index.parquet")
     assert list(table) == ["id", "key", "label", "embedding"]
     assert table["id"].tolist() == index.ids.tolist()
     assert table["label"].fillna(-1).astype(int).tolist() == index.labels.tolist()
     assert np.array_equal(np.stack(table["embedding"]), index.vectors)
-    assert [key if isinstance(key, str) else None for key in table["key"]] == [keys.get(i) for i in table["id"]]
+    assert [key if isinstance(key, str) else "" for key in table["key"]] == index.keys.tolist()
+    assert "" in index.keys
     assert [path.name for path in tmp_path.iterdir()] == ["index.parquet"]
 
 
-def test_answers_become_a_table(index, keys):
+def test_answers_become_a_table(index):
     found = index.search(np.vstack([index.vectors[:1], np.full((1, 24), 1e-9)]), 300)
-    table = export.to_pandas(found, keys)
+    table = found.to_pandas()
     assert list(table) == ["query", "rank", "id", "key", "cosine"]
     assert len(table) == (found.ids >= 0).sum() and table["id"].iloc[0] == index.ids[0]
+    assert table["key"].fillna("").tolist() == found.keys[found.ids >= 0].tolist()
     first = table[table["query"] == 0]
     assert first["rank"].tolist() == list(range(1, len(first) + 1)) and first["cosine"].is_monotonic_decreasing
 
@@ -73,7 +71,7 @@ def test_answers_become_a_table(index, keys):
 def test_one_query_becomes_a_table_too(images, encoder):
     index = BuildLSHTable(encoder, hash_size=2, num_tables=2).build(images["train"])
     matches = index.query(images["train"][3]["image"], top_k=4, verbose=False)
-    assert export.to_pandas(matches)["id"].tolist() == matches.ids.tolist()
+    assert matches.to_pandas()["id"].tolist() == matches.ids.tolist()
 
 
 class StubHub:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imgsim.sources.errors import require
+from imgsim.sources.errors import require, say
 
 
 def test_what_is_installed_is_not_asked_for():
@@ -17,3 +17,15 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(modules, com
     monkeypatch.setattr("imgsim.sources.errors.find_spec", lambda name: name if name == "json" else None)
     with refused(command):
         require(modules, "some")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "The disk is full: make room on it"),
+        (ValueError("first\nsecond"), "first"),
+        (RuntimeError(), "stopped by RuntimeError"),
+    ],
+)
+def test_an_error_is_said_in_one_line(error, said):
+    assert say(error).startswith(said) and "\n" not in say(error)

@@ -15,10 +15,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, l
 from oddities import contents
 
 from imgsim import BuildLSHTable, candidates_and_queries, load_images
-from imgsim.images import encode_labels, labels_of
-from imgsim.models.batches import embed_stream
 from imgsim.sources.decode import open_or_error, why_unreadable
 from imgsim.sources.names import add_options, join_source, split_source
+from imgsim.sources.splits import encode_labels, labels_of
 
 
 @pytest.fixture(autouse=True)
@@ -272,6 +271,7 @@ def test_an_index_of_a_stream_is_that_of_the_loaded_set(kind, publish, pictures,
     assert (streamed.lsh.codes == loaded.lsh.codes).mean() > 0.98  # all but where rounding turns a sign
     np.testing.assert_array_equal(streamed.ids, loaded.ids)
     np.testing.assert_array_equal(streamed.labels, loaded.labels)
+    np.testing.assert_array_equal(streamed.keys, loaded.keys)
 
 
 def test_a_stream_is_read_batch_by_batch_and_what_is_broken_passed_over(encoder, pictures, capsys):
@@ -287,7 +287,7 @@ def test_a_stream_is_read_batch_by_batch_and_what_is_broken_passed_over(encoder,
     seen = []
 
     class Watched:
-        dim, embed_stream = encoder.dim, embed_stream
+        dim, describe = encoder.dim, encoder.describe
 
         def embed(self, images, batch_size):
             seen.append((len(images), len(read)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from imgsim.index import BuildLSHTable
 from imgsim.sources.cache import atomic_write, write_json
 from imgsim.sources.decode import FORMATS
 from imgsim.sources.errors import require
-from imgsim.sources.parquet import stored_images
+from imgsim.sources.splits import stored_images
 
 GENERAL = "facebook/dinov2-small"  # for photographs of anything
 GOOD = 0.8  # with recall or precision below it, a checkpoint cannot tell copies from images that look alike
@@ -119,7 +120,10 @@ def report_duplicates(title: str, load: Callable, threshold: float | None = None
 
 
 def check_output(folder: Path) -> None:
-    """Raise a ValueError if a folder holds anything but an earlier report."""
+    """Raise a ValueError if a folder holds anything but an earlier report, or cannot be written to."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"{str(folder)!r} cannot be written to: {str(above)!r} is a file, or may not be changed.")
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if there - FILES or (there and "duplicates.csv" not in there):
         raise ValueError(f"{str(folder)!r} holds other files: a report wants a folder of its own (--output).")

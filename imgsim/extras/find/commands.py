@@ -129,9 +129,8 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
     from imgsim.sources.folder import printable
 
     captions = str(PACKAGE / "assets" / "leaf-captions")
-    kept = FolderIndex(plain_path(folder), checkpoint, (lambda: captions) if words else ask_for_checkpoint)
-    count = sum(map(len, kept.paths.values()))
-    said = [f"{count:,} images ({kept.embedded:,} newly embedded), checkpoint {kept.checkpoint}"]
+    kept = FolderIndex(plain_path(folder), checkpoint, (lambda: captions) if words else ask_for_checkpoint, words)
+    said = [f"{len(kept.index):,} images ({kept.embedded:,} newly embedded), checkpoint {kept.checkpoint}"]
     problems = [f"left out: {printable(path)} ({why})" for path, why in kept.skipped.items()]
     said += problems[:shown]
     if more := len(problems[len(said) - 1 :]):
@@ -146,6 +145,7 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
 def find_answer(options: argparse.Namespace) -> str:
     """Search as the options say, and return what is to be printed."""
     from imgsim.extras.find import answers as form
+    from imgsim.extras.find.folder_index import crop_image
     from imgsim.hashing import check_integer
     from imgsim.sources.decode import open_image
     from imgsim.sources.folder import printable
@@ -157,16 +157,15 @@ def find_answer(options: argparse.Namespace) -> str:
     for photo in photos:
         if "://" in photo and not os.path.exists(photo):
             raise ValueError(f"{photo!r} is an address; download the photo first, such as with: curl -O {photo}")
-        open_image(photo)  # before a folder is embedded, which may take long
+        image = open_image(photo)  # before a folder is embedded, which may take long
+        _ = options.crop and crop_image(image, options.crop)
     kept = open_folder(folder, options.checkpoint, bool(options.text))
     queries, embeddings = [form.plain_path(photo) for photo in photos], []
     if queries:
         embeddings = [kept.embed(queries, options.crop)]
     if options.text:
-        from imgsim.extras.modalities.encoders import TextEncoder
-
         queries.append(f"text: {options.text}")
-        embeddings.append(TextEncoder(kept.encoder).embed([options.text]))
+        embeddings.append(kept.texts.embed([options.text]))
     found = [kept.search(rows, options.top_k) for rows in embeddings]
     answers = [form.Answer(*pair) for pair in zip(queries, [hits for part in found for hits in part], strict=True)]
     if options.open:

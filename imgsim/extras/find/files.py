@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -19,12 +20,12 @@ class File(NamedTuple):
 
     Attributes:
         signature: changes when the file does, see `file_signature`.
-        id: of its content, see `content_id`; None if it cannot be read.
+        content: stands for its bytes, see `content_id`; None if it cannot be read.
         problem: why it holds no image, or None.
     """
 
     signature: str | None
-    id: int | None
+    content: int | None
     problem: str | None
 
 
@@ -33,13 +34,18 @@ def content_id(content: bytes) -> int:
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
+def entry_id(name: str, content: int) -> int:
+    """Return the id in the index of a file with this name and `content_id`."""
+    return content_id(os.fsencode(f"{content} {name}"))
+
+
 def examine_files(folder: Path, before: dict[str, File], known: Container[int]) -> dict[str, File]:
     """Find the images in a folder and read those that are new or changed.
 
     Args:
         folder: of the images.
         before: what the last call returned.
-        known: ids of images that need not be decoded to see whether they can be.
+        known: contents that need not be decoded to see whether they can be.
 
     Returns:
         The files by their paths relative to the folder.

@@ -7,37 +7,38 @@ import os
 import shutil
 import sys
 import time
-from collections import defaultdict
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
 from filelock import FileLock, Timeout
 
-from imgsim.extras.find.files import File, content_id, examine_files
+from imgsim.extras.find.embedding import embed_files
+from imgsim.extras.find.files import File, content_id, entry_id, examine_files
 from imgsim.extras.runs.environment import PACKAGE
 from imgsim.extras.runs.inputs import find_inputs
 from imgsim.extras.runs.settings import complete_settings
-from imgsim.index import BuildLSHTable
-from imgsim.sources.cache import atomic_write, cache_folder, write_json
+from imgsim.index import DRIFT, BuildLSHTable
+from imgsim.search.layout import default_hash_size
+from imgsim.sources.cache import cache_folder, write_json
 from imgsim.sources.decode import DECODER_VERSION, open_image
 from imgsim.sources.folder import ImageFile, as_dataset, file_signature, printable
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, split_checkpoint
 
-FORMAT = 1  # of the manifest
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FORMAT = 2  # of the manifest and the ids
 MANIFEST = "manifest.json"
 # Up to this many images are all compared with a query: that takes less time than loading a checkpoint.
 SETTINGS = {"rerank": 20_000}
-BATCH = 1024  # images whose embeddings are written together: when work is killed, no more are lost
 
 
 class Match(NamedTuple):
@@ -48,29 +49,32 @@ class Match(NamedTuple):
 
 
 class FolderIndex:
-    """All readable images of a folder, each embedded once.
+    """All readable images of a folder; each is embedded once, whatever its file is called.
 
-    An image's id stands for its bytes: a file that was only renamed changes nothing in the index, and identical files
-    share an entry.
+    An entry's key is the path relative to the folder, and its id stands for that path and the file's bytes.
 
     Attributes:
-        index: over the images; its encoder is None until something has to be embedded.
+        index: over the images; its encoder is not loaded until something has to be embedded.
         files: path relative to the folder -> what is known of the file.
-        paths: id -> the paths, with the folder, of the files that hold this image.
         embedded: how many images had to be embedded just now.
 
     Args:
         folder: of images; nothing is written into it.
         checkpoint: see `load_encoder`; by default the one that was last used for this folder.
         default: returns the one to take if there is none yet; by default the built-in one.
+        words: whether words will be searched for, too.
 
     Raises:
-        ValueError: there is no such folder or checkpoint, or no image can be read.
+        ValueError: there is no such folder or checkpoint, no image can be read, or the checkpoint knows no words.
         ConnectionError: the checkpoint is on the Hub, which cannot be reached.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, checkpoint: str | None = None, default: Callable[[], str] | None = None
+        self,
+        folder: str | os.PathLike,
+        checkpoint: str | None = None,
+        default: Callable[[], str] | None = None,
+        words: bool = False,
     ):
         if not os.path.isdir(folder):
             raise ValueError(f"{os.fspath(folder)!r} is no folder of images.")
@@ -80,12 +84,9 @@ class FolderIndex:
         self.checkpoint = find_inputs(complete_settings({"checkpoint": checkpoint}))[0]["checkpoint"]
         self.place = known_as / text_digest(f"{FORMAT} {DECODER_VERSION} {SETTINGS} {self.checkpoint}")
         self.place.mkdir(exist_ok=True)
+        _ = words and self.texts  # refused before the images are embedded, which may take long
         with locked(self.place / "lock"):
             self._update()
-        self.paths: dict[int, list[str]] = defaultdict(list)
-        for name, file in self.files.items():
-            if not file.problem:
-                self.paths[file.id].append(os.path.join(folder, name))
 
     @cached_property
     def encoder(self):
@@ -94,64 +95,72 @@ class FolderIndex:
 
         return load_encoder(self.checkpoint)
 
+    @cached_property
+    def texts(self):
+        """The checkpoint as a TextEncoder; ValueError if it has no text side."""
+        from imgsim.extras.modalities.encoders import TextEncoder
+
+        return TextEncoder(self.encoder)
+
     @property
     def skipped(self) -> dict[str, str]:
         """Path relative to the folder -> why the file is not in the index."""
         return {name: file.problem for name, file in self.files.items() if file.problem}
 
+    def path(self, key: str) -> str:
+        """Return the path, with the folder, of the file with this key."""
+        return os.path.join(self.folder, key)
+
     def _update(self) -> None:
         """Bring index and manifest up to date with the folder."""
-        manifest, self.index = read_index(self.place)
+        manifest, made_with = read_manifest(self.place), checkpoint_signature(self.checkpoint)
         before = {name: File(*file) for name, file in manifest.get("files", {}).items()}
-        made_with, digest = checkpoint_signature(self.checkpoint), manifest.get("encoder")
-        if manifest.get("made_with") != made_with and digest != self.encoder.digest:
-            self.index, digest = None, self.encoder.digest
-        self.files = examine_files(self.folder, before, set() if self.index is None else set(self.index.ids.tolist()))
-        wanted = {file.id: self.folder / name for name, file in self.files.items() if not file.problem}
+        # Files of a checkpoint that are not those of last time may hold the same weights all the same.
+        index = read_index(self.place, None if manifest.get("made_with") == made_with else lambda: self.encoder)
+        self.files = examine_files(self.folder, before, {file.content for file in before.values() if not file.problem})
+        wanted = {entry_id(name, file.content): name for name, file in self.files.items() if not file.problem}
         if not wanted:
             raise ValueError(f"{os.fspath(self.folder)!r} holds no image that can be read.")
-        ids = np.sort(np.fromiter(wanted, np.int64))
-        if self.index is None or not np.array_equal(ids, self.index.ids):
-            known = read_embeddings(self.place, digest)
-            known |= self._embed({number: path for number, path in wanted.items() if number not in known})
-            embeddings = np.stack([known[number] for number in ids.tolist()])
-            self.index = BuildLSHTable(self.encoder, **SETTINGS).build_from_embeddings(embeddings, ids=ids)
-            self.index.save(self.place / "index")
-            whole = keep_embeddings(self.place, digest, ids, embeddings)
-            for file in set(self.place.glob("*.npz")) - {whole}:
-                file.unlink()
+        self.index = index if index and set(index.ids.tolist()) == wanted.keys() else self._renew(index, before, wanted)
         if self.files != before or manifest.get("made_with") != made_with:
             names = {"folder": str(self.folder.resolve()), "checkpoint": self.checkpoint}
-            write_json(self.place / MANIFEST, names | {"made_with": made_with, "encoder": digest, "files": self.files})
+            write_json(self.place / MANIFEST, names | {"made_with": made_with, "files": self.files})
         # The newest one names the checkpoint that was used last; a file system's own clock ticks too slowly for this.
         os.utime(self.place / MANIFEST, ns=(time.time_ns(),) * 2)
 
-    def _embed(self, new: dict[int, Path]) -> dict[int, np.ndarray]:
-        """Embed files by id; now and then what is done is written, for the next call if this one is killed."""
-        if not new:
-            return {}
-        from imgsim.models.batches import embed_batches
+    def _renew(self, index: BuildLSHTable | None, before: dict[str, File], wanted: dict[int, str]) -> BuildLSHTable:
+        """Make an index of the entries wanted, id -> key, from one of the files before, and save it.
 
-        done: dict[int, np.ndarray] = {}
-        encoder, lock = self.encoder, Lock()
-
-        def prepare(batch: list[tuple[int, Path]]):
-            return [number for number, _ in batch], encoder.prepare([path for _, path in batch])
-
-        def forward(prepared) -> np.ndarray:
-            numbers, pixels = prepared
-            rows = encoder.forward(pixels)
-            with lock:
-                done.update(zip(numbers, rows, strict=True))
-                if len(done) >= BATCH:
-                    keep_embeddings(self.place, encoder.digest, np.array(list(done)), np.stack(list(done.values())))
-                    done.clear()
-            return rows
-
-        size, on_cpu = encoder.micro_batch(48), encoder.device.type == "cpu"
-        rows = embed_batches(list(new.items()), size, prepare, forward, on_cpu)
-        self.embedded = len(new)
-        return dict(zip(new, rows, strict=True))
+        What is gone is removed, and what is new is added, under the projection as it is. All is hashed anew if the
+        bits per code, which follow the number of images, change, or if the mean has moved.
+        """
+        known: dict[int | None, np.ndarray] = {}
+        there = dict(zip(index.ids.tolist(), index.keys, strict=True)) if index else {}
+        if index:
+            for number, key, vector in zip(there, there.values(), index.vectors, strict=True):
+                if key in before and entry_id(key, before[key].content) == number:
+                    known[before[key].content] = vector
+        new = {number: name for number, name in wanted.items() if number not in there}
+        contents = {name: self.files[name].content for name in new.values()}
+        if missing := {content: self.path(name) for name, content in contents.items() if content not in known}:
+            embeddings, self.embedded = embed_files(self.encoder, missing, self.place)
+            known |= embeddings
+        added = {"ids": list(new), "keys": list(new.values())}
+        vectors = [known[content] for content in contents.values()]
+        if index:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the mean has moved: see below
+                index.remove([number for number in there if number not in wanted])
+                index.add(np.stack(vectors), **added) if new else None
+            if default_hash_size(len(index)) != index.hash_size or index.drift() > DRIFT:
+                vectors, added = index.vectors, {"ids": index.ids, "keys": index.keys}
+                index = None
+        if index is None:
+            index = BuildLSHTable(self.encoder, **SETTINGS).build_from_embeddings(np.stack(vectors), **added)
+        index.save(self.place / "index")
+        for file in self.place.glob("*.npz"):
+            file.unlink()
+        return index
 
     def embed(self, photos: Sequence[str | os.PathLike], crop: tuple[int, ...] | None = None) -> np.ndarray:
         """Embed photos into rows (m, d); those whose bytes are in the folder are not embedded again.
@@ -166,7 +175,7 @@ class FolderIndex:
         images = [open_image(photo) for photo in photos]
         if crop:
             return self.encoder.embed([crop_image(image, crop) for image in images])
-        rows = {number: row for row, number in enumerate(self.index.ids.tolist())}
+        rows = {self.files[key].content: row for row, key in enumerate(self.index.keys)}
         found = [rows.get(content_id(Path(photo).read_bytes())) for photo in photos]
         unknown = [image for image, row in zip(images, found, strict=True) if row is None]
         embedded = iter(self.encoder.embed(unknown) if unknown else ())
@@ -178,29 +187,27 @@ class FolderIndex:
         return f"{self.folder.resolve().name} · {Path(self.checkpoint).name}"
 
     def picture(self, number: int) -> tuple[bytes, str, str] | None:
-        """Return the bytes of the image with this id, a caption, and its path; None if no file holds it any more."""
-        for path in self.paths[number]:
-            with suppress(OSError):
-                content = Path(path).read_bytes()
-                if content_id(content) == number:
-                    return content, printable(Path(path).name), printable(os.path.abspath(path))
+        """Return the bytes of the image with this id, a caption, and its path; None if it is not there any more."""
+        (row,) = np.flatnonzero(self.index.ids == number)
+        key = self.index.keys[row]
+        with suppress(OSError):
+            content = Path(self.path(key)).read_bytes()
+            if entry_id(key, content_id(content)) == number:
+                return content, printable(Path(key).name), printable(os.path.abspath(self.path(key)))
         return None
 
     def load_all(self) -> tuple[Dataset, list[str], Any, np.ndarray]:
         """Return the images of all files, their paths, the encoder, and the vectors (n, d), for a report on them."""
-        rows = {number: row for row, number in enumerate(self.index.ids.tolist())}
-        files = sorted((path, rows[number]) for number, paths in self.paths.items() for path in paths)
-        images = as_dataset([ImageFile(Path(path).absolute(), ()) for path, _ in files], [])
-        return images, [path for path, _ in files], self.encoder, self.index.vectors[[row for _, row in files]]
+        order = np.argsort(self.index.keys)
+        paths = [self.path(key) for key in self.index.keys[order]]
+        images = as_dataset([ImageFile(Path(path).absolute(), ()) for path in paths], [])
+        return images, paths, self.encoder, self.index.vectors[order]
 
     def search(self, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
         """Find the files most like each of the embeddings (m, d), best first."""
-        found, answers = self.index.search(embeddings, top_k), []
-        for ids, cosines in zip(found.ids.tolist(), found.cosines.tolist(), strict=True):
-            pairs = zip(ids, cosines, strict=True)
-            matches = [Match(path, cosine) for number, cosine in pairs if number >= 0 for path in self.paths[number]]
-            answers.append(matches[:top_k])
-        return answers
+        found = self.index.search(embeddings, top_k)
+        pairs = (zip(*answer, strict=True) for answer in zip(found.keys, found.cosines.tolist(), strict=True))
+        return [[Match(self.path(key), cosine) for key, cosine in answer if key] for answer in pairs]
 
 
 def crop_image(image, crop: tuple[int, ...]):
@@ -250,31 +257,21 @@ def checkpoint_signature(checkpoint: str) -> list[str | None]:
     return [f"transformers {version('transformers')}", *(file_signature(file, file.parent) for file in files)]
 
 
-def read_index(place: Path) -> tuple[dict, BuildLSHTable | None]:
-    """Read the manifest and the index that were kept; a damaged one is removed, to be built again."""
+def read_manifest(place: Path) -> dict:
+    """Read the manifest that was kept, {} if there is none or it is damaged."""
     try:
-        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        return manifest, BuildLSHTable.load(place / "index")
-    except FileNotFoundError:
-        return {}, None
+        return json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def read_index(place: Path, encoder: Callable[[], Any] | None) -> BuildLSHTable | None:
+    """Read the index that was kept, and check that this encoder made it; one that cannot be used is removed."""
+    if not (place / "index").is_dir():
+        return None
+    try:
+        return BuildLSHTable.load(place / "index", encoder and encoder())
     except ValueError as error:
         print(f"The kept index cannot be used and is built again: {error}", file=sys.stderr)
         shutil.rmtree(place / "index", ignore_errors=True)
-        return {}, None
-
-
-def keep_embeddings(place: Path, digest: str, ids: np.ndarray, embeddings: np.ndarray) -> Path:
-    """Write ids (n,) and embeddings (n, d) of the encoder with this digest; return the file."""
-    file = place / f"{digest}-{ids[0]}.npz"
-    with atomic_write(file) as beside, open(beside, "wb") as stream:
-        np.savez(stream, ids=ids, embeddings=embeddings)
-    return file
-
-
-def read_embeddings(place: Path, digest: str) -> dict[int, np.ndarray]:
-    """Read what was written with `keep_embeddings`, all of it or what killed work has left, by id."""
-    kept: dict[int, np.ndarray] = {}
-    for file in place.glob(f"{digest}-*.npz"):
-        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(file) as arrays:
-            kept |= dict(zip(arrays["ids"].tolist(), arrays["embeddings"], strict=True))
-    return kept
+        return None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from typing import TYPE_CHECKING
 
 from imgsim.extras.runs.settings import DEFAULTS
-from imgsim.images import candidates_and_queries, fingerprint
 from imgsim.sources.folder import file_signature, find_images
 from imgsim.sources.hub import locate
 from imgsim.sources.names import is_onnx, join_source, split_checkpoint, split_source
-from imgsim.sources.parquet import stored_images
+from imgsim.sources.splits import fingerprint
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 
 def find_inputs(settings: dict) -> tuple[dict, dict]:
@@ -73,6 +74,10 @@ def commit_of(folder: Path) -> str | None:
 
 def all_images(images: DatasetDict, seed: int) -> Dataset:
     """Return the images of all splits as one: the candidates, then those that a run holds out to measure with."""
+    from datasets import concatenate_datasets
+
+    from imgsim.images import candidates_and_queries
+
     candidates, queries = candidates_and_queries(images, seed)
     measured = {"train" if "train" in images else next(iter(images))}
     measured |= {next((split for split in ("test", "validation") if split in images), "")}
@@ -85,11 +90,3 @@ def digests_of(splits: tuple[Dataset, Dataset]) -> dict[str, str]:
     """Return digests of the images of (candidates, queries)."""
     candidates, queries = splits
     return {"candidates": fingerprint(candidates), "queries": fingerprint(queries)}
-
-
-def image_files(images: Dataset) -> list[str] | None:
-    """Return the images' paths, or None if they are parts of larger files."""
-    sources = stored_images(images)
-    if any(source["bytes"] is not None for source in sources):
-        return None
-    return [source["path"] for source in sources]

@@ -15,12 +15,13 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from imgsim.extras.runs.environment import NOTEBOOKS, environment, find_notebook
-from imgsim.extras.runs.inputs import all_images, check_apart, digests_of, find_inputs, folder_state, image_files
+from imgsim.extras.runs.inputs import all_images, check_apart, digests_of, find_inputs, folder_state
 from imgsim.extras.runs.report import read_result, write_report
 from imgsim.extras.runs.settings import complete_settings, run_name, short_digest
-from imgsim.images import candidates_and_queries, fingerprint, labels_of, load_images
+from imgsim.images import candidates_and_queries, labels_of, load_images
 from imgsim.sources.cache import write_json
 from imgsim.sources.errors import require
+from imgsim.sources.splits import fingerprint, image_key, stored_images
 
 NOTEBOOK_TOOLS = ("papermill", "nbconvert", "latex2mathml", "ipykernel")
 
@@ -128,7 +129,8 @@ def index_all(folder: Path, settings: dict, images: Dataset) -> None:
     encoder = load_encoder(settings["checkpoint"], dtype=settings["dtype"])
     index = BuildLSHTable.load(folder / "index", encoder)
     held_out = encoder.embed(images.select(range(len(index), len(images))), settings["batch_size"])
-    index.build_from_embeddings(np.concatenate([index.vectors, held_out]), labels_of(images)).save(folder / "index")
+    vectors, keys = np.concatenate([index.vectors, held_out]), [image_key(image) for image in stored_images(images)]
+    index.build_from_embeddings(vectors, labels_of(images), keys=keys).save(folder / "index")
     write_json(folder / "metrics.json", metrics | {"held_out": len(held_out), "indexed": len(index)})
     print(f"The numbers were measured with {len(held_out):,} images held out; the index holds all {len(index):,}.")
 
@@ -166,7 +168,7 @@ def run(settings: dict, output=None) -> Path:
         manifest = json.loads((folder / "index" / "manifest.json").read_text(encoding="utf-8"))
         digests |= {"checkpoint": manifest["encoder"]["digest"], "index": manifest["arrays"]}
         names = getattr(everything.features.get("labels"), "names", None)
-        write_json(folder / "images.json", {"labels": names, "files": image_files(everything)})
+        write_json(folder / "images.json", {"labels": names})
         content = {"settings": settings, "digests": digests, "skipped": images.skipped, "environment": environment()}
         write_json(folder / "run.json", content)
     return folder

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
+import numpy as np
 
 from imgsim.extras.runs.environment import environ
 from imgsim.extras.runs.inputs import all_images
-from imgsim.extras.runs.run import run
 from imgsim.hashing import check_integer
-from imgsim.images import fingerprint, load_images
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.decode import open_image
 from imgsim.sources.folder import printable
+from imgsim.sources.splits import fingerprint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TIMES = ("embed_images_per_second", "build_seconds", "query_ms")
 INPUTS = ("checkpoint", "images of the candidates", "images of the queries")
@@ -53,12 +56,13 @@ def provenance(kept: dict) -> dict:
     """Return all that decided a run, by name."""
     digests, made_by = kept["digests"], kept["environment"]
     projection = {name: digests["index"][name] for name in ("planes", "mean")}
+    arrays = digests["index"].items() - projection.items()
     parts = {
         "checkpoint": digests["checkpoint"],
         "images of the candidates": digests["candidates"],
         "images of the queries": digests["queries"],
         "projection": projection,
-        "index": {name: digest for name, digest in digests["index"].items() if name not in projection},
+        "index": {name: digest for name, digest in arrays if name != "keys"},  # these say where files lie
         "code": made_by["code"],
         "machine": made_by["machine"],
     }
@@ -89,6 +93,8 @@ def repeat(folder) -> bool:
     Raises:
         ValueError: the folder holds no run, or its inputs are gone.
     """
+    from imgsim.extras.runs.run import run
+
     kept, first = read_run(folder), read_metrics(folder)
     with TemporaryDirectory() as scratch, environ(IMGSIM_CACHE=f"{scratch}/cache"):
         again = run(pin_revisions(kept), f"{scratch}/run")
@@ -119,7 +125,7 @@ class SavedRun:
 
     Attributes:
         index: with its encoder; settings: of the run, with Hub names at the commits that were used.
-        names: of the labels; files: paths by id; None if there are none.
+        names: of the labels, or None.
 
     Raises:
         ValueError: there is no run or no index, or the checkpoint is not what it was.
@@ -133,7 +139,7 @@ class SavedRun:
         from imgsim.index import BuildLSHTable
 
         images = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-        self.settings, self.names, self.files = pin_revisions(kept), images["labels"], images["files"]
+        self.settings, self.names = pin_revisions(kept), images["labels"]
         self.digest = kept["digests"].get("images")
         encoder = load_encoder(self.settings["checkpoint"], dtype=self.settings["dtype"])
         self.index = BuildLSHTable.load(folder / "index", encoder)
@@ -149,11 +155,11 @@ class SavedRun:
         return " · ".join(Path(self.settings[name]).name for name in ("dataset", "checkpoint"))
 
     def picture(self, number: int) -> tuple[Any, str, str]:
-        """Return the image with this id, as `open_image` takes it, a caption, and the path of its file or ""."""
-        label = self.label_name(self.index.labels[self.index.ids == number][0])
-        path = self.files[number] if self.files else ""
-        names = [printable(name) for name in (label, Path(path).name) if name]
-        return self.images[number]["image"], " · ".join(names) or f"image {number}", path
+        """Return the image with this id, as `open_image` takes it, a caption, and its key."""
+        (row,) = np.flatnonzero(self.index.ids == number)
+        label, key = self.label_name(self.index.labels[row]), self.index.keys[row]
+        names = [printable(name) for name in (label, Path(key).name) if name]
+        return self.images[number]["image"], " · ".join(names) or f"image {number}", key
 
     def label_name(self, label: int) -> str:
         """Return the name of a label, or "" if there is none."""
@@ -166,6 +172,8 @@ class SavedRun:
         Raises:
             ValueError: they are not what they were.
         """
+        from imgsim.images import load_images  # datasets
+
         images = all_images(load_images(self.settings["dataset"]), self.settings["seed"])
         if fingerprint(images) != self.digest:
             source = self.settings["dataset"]
@@ -192,13 +200,13 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
     names = [saved.label_name(label) for label in matches.labels]
     width = max(map(len, ["label", *names])) + 2
     print(f"rank  {'label':{width}}cosine  overlap  image")
-    files = saved.files and [saved.files[i] for i in matches.ids]
     for rank, i in enumerate(matches.ids):
         numbers = f"{matches.cosine[rank]:6.3f}  {matches.overlap[rank]:7.2f}"
-        print(f"{rank + 1:4}  {names[rank]:{width}}{numbers}  {printable(files[rank]) if files else i}", flush=True)
+        print(f"{rank + 1:4}  {names[rank]:{width}}{numbers}  {printable(matches.key[rank]) or i}", flush=True)
     from imgsim.figures import plot_images  # matplotlib, once the answer is there
 
-    pictures = files or saved.images.select(matches.ids)["image"]
+    files = all(map(os.path.isabs, matches.key))  # the names of images in Parquet files are not
+    pictures = matches.key if files else saved.images.select(matches.ids)["image"]
     captions = [f"{name}\ncosine {cosine:.2f}" for name, cosine in zip(names, matches.cosine, strict=True)]
     target = Path(output or Path(folder) / "figures" / f"query-{Path(photo).stem[:50]}.png").expanduser()
     target.parent.mkdir(parents=True, exist_ok=True)

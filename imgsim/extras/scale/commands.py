@@ -6,7 +6,7 @@ from imgsim.extras.scale.build import build_index
 from imgsim.extras.scale.embed import embed_images
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.extras.scale.shards import Shards
-from imgsim.index import NO_ENCODER, encoder_phrase
+from imgsim.index import NO_ENCODER, encoder_that_made
 
 
 def embed(images: str, folder: str, **settings) -> str:
@@ -33,14 +33,9 @@ def query(folder: str, photo: str, top_k: int, probes: int) -> str:
     made_with = NO_ENCODER | index.manifest["encoder"]
     if not made_with["name"]:
         raise ValueError(f"The embeddings in {folder!r} came from elsewhere: no checkpoint is known for {photo}.")
-    from imgsim.encoder import load_encoder  # loads torch
-
-    encoder = load_encoder(made_with["name"], dtype=made_with["dtype"], pooling=made_with["pooling"])
-    if encoder.digest != made_with["digest"]:
-        raise ValueError(f"The embeddings in {folder!r} were not made with {encoder_phrase(made_with)} as it is now.")
+    encoder = encoder_that_made(f"The index in {folder!r}", made_with)
     result = index.search(encoder.embed([photo]), top_k)
-    ids = result.ids[0][result.ids[0] >= 0]
-    matches = zip(result.cosines[0], ids, index.sources(ids), strict=False)
+    matches = zip(result.cosines[0], result.ids[0][result.ids[0] >= 0], result.keys[0], strict=False)
     head = f"{result.candidates_seen[0]:,} of {len(index):,} candidates seen; cosine, id, image:"
     return "\n".join([head, *(f"{cosine:.3f}  {id:>8}  {source}" for cosine, id, source in matches)])
 

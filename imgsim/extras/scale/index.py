@@ -82,7 +82,10 @@ class ShardedIndex:
         found = np.where(rows >= 0, ids[best][rows], -1) if rows.size else rows
         short = ((0, 0), (0, min(top_k, len(self)) - found.shape[1]))  # fewer were compared than places are asked for
         found, cosines = np.pad(found, short, constant_values=-1), np.pad(cosines, short, constant_values=np.nan)
-        return SearchResult(found, cosines, held if seen is None else seen, compared)
+        wanted = np.unique(found[found >= 0])
+        names = np.array(["", *self.sources(wanted)], object)
+        keys = names[np.where(found >= 0, np.searchsorted(wanted, found) + 1, 0)]
+        return SearchResult(found, cosines, held if seen is None else seen, compared, keys)
 
     def _snapshot(self, vectors: np.ndarray, ids: np.ndarray, codes: np.ndarray, sketches: np.ndarray) -> Snapshot:
         return Snapshot.build(self.coder, vectors, ids, np.full(len(ids), -1), codes, sketches)
@@ -176,7 +179,7 @@ class ShardedIndex:
         arrays = {name: Blocks(shape, dtype, blocks[name]) for name, (dtype, shape) in specs.items()}
         manifest = self.manifest | {"batch_size": 48, "probes": self.probes, "rerank": self.rerank}
         manifest = {name: manifest[name] for name in (*SETTINGS, "count", "build_seconds", "encoder")}
-        write_arrays(folder, manifest, arrays)
+        write_arrays(folder, manifest, arrays | {"keys": np.empty(0, np.uint8)})
         return Path(folder)
 
     def _starts(self, hashes: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

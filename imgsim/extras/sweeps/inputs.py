@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from imgsim.images import candidates_and_queries, labels_of
 from imgsim.search.storage import digest_of, read_arrays, write_arrays
 from imgsim.sources.decode import open_image
-from imgsim.sources.parquet import stored_images
+from imgsim.sources.splits import stored_images
 
 ARRAYS = ("embeddings", "labels", "thumbnails", "ends")
 MANIFEST_KEYS = ("dataset", "checkpoint", "dtype", "images_per_second", "splits", "names")

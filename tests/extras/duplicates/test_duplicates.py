@@ -14,7 +14,7 @@ from imgsim import BuildLSHTable, load_images
 from imgsim.extras.cli import main
 from imgsim.extras.duplicates.alterations import ALTERATIONS, EVERYDAY, alter
 from imgsim.extras.duplicates.pairs import Calibration, calibrate, find_duplicates, index_for_duplicates
-from imgsim.extras.duplicates.report import embed_dataset
+from imgsim.extras.duplicates.report import embed_dataset, report_duplicates
 from imgsim.hashing import normalise
 from imgsim.sources.decode import open_image
 
@@ -27,6 +27,9 @@ class Pixels:
     def embed(self, images, batch_size=48):
         rows = [np.asarray(open_image(image).resize((8, 8)), np.float32).ravel() for image in images]
         return np.stack(rows) - 128
+
+    def describe(self):
+        return {"name": "pixels", "digest": self.digest, "pooling": "rows", "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +170,13 @@ def test_what_is_not_its_own_is_never_overwritten(there, folder, checkpoint, tmp
     assert main([*options, "--output", str(tmp_path)]) == 1
     assert "holds other files" in capsys.readouterr().err
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(there, "mine")
+
+
+@pytest.mark.parametrize("output", ["file", "file/deeper"])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_embedded(output, folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written to"):
+        report_duplicates(str(folder), lambda: pytest.fail("it was loaded"), output=tmp_path / output)
 
 
 def test_names_cannot_break_the_page(draw, checkpoint, tmp_path):

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from imgsim import BuildLSHTable, open_image
 from imgsim.extras.cli import main
-from imgsim.extras.find import folder_index
+from imgsim.extras.find import embedding, folder_index
 from imgsim.extras.find.answers import plain_path, write_page
 from imgsim.extras.find.commands import GENERAL, ask_for_checkpoint
 from imgsim.extras.find.files import content_id
@@ -49,7 +49,7 @@ def hostile(photos, draw):
 
 def names(folder):
     """What the index of a folder holds."""
-    return {os.path.relpath(path, folder.folder) for paths in folder.paths.values() for path in paths}
+    return set(folder.index.keys)
 
 
 def test_every_photo_finds_itself_and_cosines_are_exact(photos, checkpoint, encoder):
@@ -76,10 +76,37 @@ def test_only_what_is_new_is_embedded(photos, checkpoint, draw, monkeypatch):
     now = FolderIndex(photos)
     assert now.embedded == 2
     expected = {"new.png", "0.png", "renamed.png", "deeper/2.png", "3.png", "copy.png", "deeper/5.png"}
-    assert names(now) == expected and len(now.index) == 6
+    assert names(now) == expected and len(now.index) == 7
     monkeypatch.setenv("IMGSIM_CACHE", str(photos.parent / "other"))
     anew = FolderIndex(photos, str(checkpoint))
-    assert (anew.index.ids == now.index.ids).all() and np.allclose(anew.index.vectors, now.index.vectors, atol=1e-5)
+    order, other = np.argsort(now.index.ids), np.argsort(anew.index.ids)
+    assert (anew.index.ids[other] == now.index.ids[order]).all()
+    assert np.allclose(anew.index.vectors[other], now.index.vectors[order], atol=1e-5)
+
+
+def test_what_changes_is_added_and_removed_not_built_again(photos, checkpoint, draw, monkeypatch):
+    kept = FolderIndex(photos, str(checkpoint))
+    built = []
+    real = BuildLSHTable.build_from_embeddings
+    spy = lambda self, *given, **named: built.append(1) or real(self, *given, **named)  # noqa: E731
+    monkeypatch.setattr(BuildLSHTable, "build_from_embeddings", spy)
+    os.rename(photos / "1.png", photos / "renamed.png")
+    shutil.copy(photos / "0.png", photos / "copy.png")
+    (photos / "2.png").unlink()
+    monkeypatch.setattr(folder_index, "DRIFT", 10)
+    now = FolderIndex(photos)
+    assert not built and now.embedded == 0 and "encoder" not in vars(now)
+    assert (now.index.projection.planes == kept.index.projection.planes).all()
+    answer = now.search(now.embed([photos / "copy.png"]), 2)[0]
+    assert {match.path for match in answer} == {str(photos / "0.png"), str(photos / "copy.png")}
+    for i in range(20):  # enough for another bit per code
+        draw(200 + i).save(photos / f"more{i}.png")
+    more = FolderIndex(photos)
+    assert built == [1] and more.embedded == 20 and more.index.hash_size == kept.index.hash_size + 1
+    assert (np.sort(FolderIndex(photos).index.ids) == np.sort(more.index.ids)).all()
+    monkeypatch.setattr(folder_index, "DRIFT", 0)  # any move of the mean counts
+    (photos / "more3.png").unlink()
+    assert len(FolderIndex(photos).index) == 25 and built == [1, 1]
 
 
 def test_a_file_written_over_with_the_same_size_is_noticed(photos, checkpoint):
@@ -104,33 +131,32 @@ def test_another_checkpoint_has_another_index_and_changed_weights_count(photos, 
 
 
 def test_killed_work_goes_on_where_it_stopped(photos, checkpoint, monkeypatch):
-    monkeypatch.setattr(folder_index, "BATCH", 1)
-    real, calls = folder_index.keep_embeddings, []
+    monkeypatch.setattr(embedding, "BATCH", 1)
+    real, calls = embedding.keep_embeddings, []
 
     def killed(*arguments):
         real(*arguments)
         calls.append(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder_index, "keep_embeddings", killed)
+    monkeypatch.setattr(embedding, "keep_embeddings", killed)
     monkeypatch.setattr("imgsim.encoder.MICRO_BATCH", 2)
     with pytest.raises(KeyboardInterrupt):
         FolderIndex(photos, str(checkpoint))
-    monkeypatch.setattr(folder_index, "keep_embeddings", real)
+    monkeypatch.setattr(embedding, "keep_embeddings", real)
     kept = FolderIndex(photos, str(checkpoint))
     assert kept.embedded == 6 - 2 * len(calls) and len(names(kept)) == 6
-    assert len(list(kept.place.glob("*.npz"))) == 1
+    assert not list(kept.place.glob("*.npz"))
 
 
-@pytest.mark.parametrize("damage", ["manifest.json", "index/manifest.json", "*.npz"])
-def test_a_damaged_index_is_built_again_from_the_embeddings(damage, photos, checkpoint, capsys):
+@pytest.mark.parametrize(("damage", "embedded"), [("manifest.json", 0), ("index/manifest.json", 6)])
+def test_a_damaged_index_is_built_again(damage, embedded, photos, checkpoint, capsys):
     place = FolderIndex(photos, str(checkpoint)).place
-    next(place.glob(damage)).write_text("{")
+    (place / damage).write_text("{")
     again = FolderIndex(photos, str(checkpoint))
-    assert again.embedded == 0 and len(again.index) == 6
-    assert ("built again" in capsys.readouterr().err) == (damage != "*.npz")
-    (place / "index" / "manifest.json").unlink()
-    assert FolderIndex(photos, str(checkpoint)).embedded == (6 if damage == "*.npz" else 0)
+    assert again.embedded == embedded and len(again.index) == 6
+    assert ("built again" in capsys.readouterr().err) == bool(embedded)
+    assert FolderIndex(photos, str(checkpoint)).embedded == 0
 
 
 def test_a_second_process_waits(photos, checkpoint, capsys):
@@ -207,7 +233,7 @@ def test_hostile_names_are_in_every_output(hostile, checkpoint, monkeypatch, cap
 
 def test_the_page_holds_hostile_names_as_text(hostile, checkpoint, tmp_path):
     kept = FolderIndex(hostile, str(checkpoint))
-    matches = [Match(path, 0.5) for paths in kept.paths.values() for path in paths]
+    matches = [Match(kept.path(key), 0.5) for key in kept.index.keys]
     write_page([("text: <i>", matches)], "Found", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<b>.png" not in page and "&lt;b&gt;.png" in page and "<i>" not in page
@@ -298,13 +324,30 @@ def test_a_photo_is_looked_at_before_the_folder(photos, checkpoint, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_known_photo_needs_no_torch(photos, checkpoint):
+@pytest.mark.parametrize("options", [["--text", "words"], ["--crop", "0,0,9999,1"]])
+def test_what_can_only_fail_is_refused_before_the_folder_is_embedded(options, photos, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(FolderIndex, "_update", lambda self: pytest.fail("the folder was looked at"))
+    arguments = ["find", str(photos / "0.png"), str(photos), "--checkpoint", str(checkpoint), *options]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("known", "spared"),
+    [
+        (True, {"torch", "transformers", "datasets", "pandas", "matplotlib"}),
+        (False, {"datasets", "pandas", "matplotlib"}),
+    ],
+)
+def test_a_search_loads_no_library_that_it_does_not_need(known, spared, photos, checkpoint, draw, tmp_path):
     FolderIndex(photos, str(checkpoint))
+    draw(99).save(tmp_path / "other.png")
+    photo = photos / "0.png" if known else tmp_path / "other.png"
     code = f"""
 import sys
 from imgsim.extras.cli import main
-assert main(["find", {str(photos / "0.png")!r}, {str(photos)!r}]) == 0
-assert not {{"torch", "transformers", "matplotlib"}} & set(sys.modules)
+assert main(["find", {str(photo)!r}, {str(photos)!r}]) == 0
+assert not {spared} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 

@@ -145,7 +145,7 @@ def test_repeat_tells_rounding_from_a_difference(
     (tmp_path / "run.json").write_text(json.dumps(record))
     measured |= {name: measured[name] * factor for name, factor in metrics.items()}
     (tmp_path / "metrics.json").write_text(json.dumps(measured))
-    monkeypatch.setattr("imgsim.extras.runs.saved.run", lambda settings, output: toy_run)
+    monkeypatch.setattr("imgsim.extras.runs.run.run", lambda settings, output: toy_run)
     assert main(["repeat", str(tmp_path)]) == exit_code
     *lines, same, changed, last = capsys.readouterr().out.splitlines()
     assert last.startswith(verdict) and ("index" in changed) == (exit_code == 1 and "index" in digests)
@@ -171,8 +171,8 @@ def test_query_prints_a_ranked_table_and_draws_it(toy_run, image_folder, checkpo
 
 def test_every_image_is_in_the_index_of_a_run(toy_run, image_folder):
     run = SavedRun(toy_run)
-    assert sorted(run.files) == sorted(map(str, image_folder.rglob("*.png")))
-    found = run.index.search(run.index.encoder.embed(run.files), 1)
+    assert sorted(run.index.keys) == sorted(map(str, image_folder.rglob("*.png")))
+    found = run.index.search(run.index.encoder.embed(run.index.keys), 1)
     assert found.ids[:, 0].tolist() == list(range(39))
     assert run.index.labels.tolist() == run.images["labels"][:]
 
