@@ -128,6 +128,6 @@ def test_nothing_is_unpickled_and_no_remote_code_is_trusted():
 def test_the_characters_in_the_comparison_are_those_of_its_listings():
     page = (ROOT / "docs" / "other-tools.md").read_text(encoding="utf-8")
     stated = [int(row.split("|")[3]) for row in page.splitlines() if re.match(r"\| (imgsim|\[)", row)]
-    listings = re.findall(r"```\w*\n(.*?)\n```", page, re.DOTALL)
-    counted = [len("\n".join(line for line in text.split("\n") if line[0] != "#")) for text in listings]
+    listings = re.findall(r"^```\w*\n(.*?)\n```$", page, re.DOTALL | re.MULTILINE)
+    counted = [len("\n".join(line for line in text.split("\n") if not line.startswith("#"))) for text in listings]
     assert stated == counted and len(stated) == 6
