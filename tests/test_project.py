@@ -140,3 +140,11 @@ def test_import_is_light_and_tells_the_version():
 def test_nothing_is_unpickled_and_no_remote_code_is_trusted():
     code = "\n".join(path.read_text() for path in (ROOT / "imgsim").rglob("*.py"))
     assert not re.search(r"import pickle|torch\.load\(|allow_pickle=True|trust_remote_code=True", code)
+
+
+def test_the_characters_in_the_comparison_are_those_of_its_listings():
+    page = (ROOT / "docs" / "other-tools.md").read_text(encoding="utf-8")
+    stated = [int(row.split("|")[3]) for row in page.splitlines() if re.match(r"\| (imgsim|\[)", row)]
+    listings = re.findall(r"^```\w*\n(.*?)\n```$", page, re.DOTALL | re.MULTILINE)
+    counted = [len("\n".join(line for line in text.split("\n") if not line.startswith("#"))) for text in listings]
+    assert stated == counted and len(stated) == 6
