@@ -15,7 +15,7 @@ from imgsim import BuildLSHTable, Matches, Projection, compute_hash, load_encode
 from imgsim.evaluation import exact_neighbours, recall_at_k
 from imgsim.hashing import normalise
 from imgsim.search.candidates import arrays_of
-from imgsim.search.storage import ARRAYS, OPTIONAL
+from imgsim.search.storage import ARRAYS
 from imgsim.tables import id_label
 
 PLAIN = {
@@ -391,7 +391,7 @@ def test_nothing_on_disk_is_a_pickle(saved):
     for file in folder.glob("*.npy"):
         assert not np.load(file, allow_pickle=False).dtype.hasobject
     names = sorted(path.name.partition("-")[0].removesuffix(".json") for path in folder.iterdir())
-    assert names == sorted([*ARRAYS, *OPTIONAL, "manifest", ".lock"])
+    assert names == sorted([*ARRAYS, "manifest", ".lock"])
 
 
 def test_an_index_of_files_knows_their_paths(image_folder, encoder, refused):
@@ -511,7 +511,7 @@ def test_a_mapped_index_is_refused_where_files_have_another_size_or_header(array
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("array", [*ARRAYS, *OPTIONAL])
+@pytest.mark.parametrize("array", ARRAYS)
 def test_a_damaged_array_is_refused(array, damage, saved, refused):
     _, folder, _ = saved
     (file,) = folder.glob(f"{array}-*.npy")
@@ -593,7 +593,7 @@ def test_an_index_is_saved_over_an_older_one(saved):
     newer = BuildLSHTable(seed=4).build_from_embeddings(mixture(80, 5)[0])
     newer.save(folder)
     assert_same_answers(newer, BuildLSHTable.load(folder), queries)
-    assert len(list(folder.glob("[!.]*"))) == len([*ARRAYS, *OPTIONAL]) + 1  # nothing of the older one is left
+    assert len(list(folder.glob("[!.]*"))) == len(ARRAYS) + 1  # nothing of the older one is left
 
 
 def test_files_of_ones_own_beside_an_index_are_left_alone(saved):
@@ -630,7 +630,7 @@ def test_a_save_that_fails_keeps_the_older_index(saved, disk_full):
     disk_full.undo()
     newer.save(folder)
     assert_same_answers(newer, BuildLSHTable.load(folder), queries)
-    assert len(list(folder.glob("[!.]*"))) == len([*ARRAYS, *OPTIONAL]) + 1
+    assert len(list(folder.glob("[!.]*"))) == len(ARRAYS) + 1
 
 
 def test_a_first_save_that_fails_can_be_tried_again(saved, disk_full, tmp_path, refused):
