@@ -79,6 +79,13 @@ def test_outputs_and_figures_are_stored(path):
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
 
 
+def test_every_picture_is_told_in_words():
+    for path in PATHS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+                assert cell.metadata.get("alt"), (path.name, cell.source)
+
+
 def test_cells_are_small():
     for path in TUTORIAL:
         code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
