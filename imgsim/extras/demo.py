@@ -15,9 +15,10 @@ KEPT = 600  # seconds after which what was uploaded or shown is deleted
 HOSTS = ("127.0.0.1", "localhost")
 START = "Give it an image: drop a file, paste one, or take an example."
 CSS = """
-.gradio-container { max-width: 70rem !important; margin: auto }
+.gradio-container { width: 100%; max-width: 70rem !important; margin: auto }
 .matches .caption-label { inset: auto 0 0 0 !important; max-width: none !important; border-radius: 0 !important;
   padding: .2rem .5rem !important; white-space: normal !important; text-align: center; overflow-wrap: anywhere }
+.matches .thumbnail-item .caption-label { opacity: 1 !important; -webkit-line-clamp: 3; overflow: hidden }
 .matches .thumbnail-item img { box-sizing: border-box; padding-bottom: 2.8rem }
 .matches .grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important }
 footer { display: none !important }
@@ -96,7 +97,7 @@ def page(answers: Answers):
                 shown, said, ids = answers.find(*asked, top_k, probes)
         except ValueError as error:  # without the name of the temporary file
             said = "That did not work: " + re.sub(r"^.*cannot be read", "the file cannot be read", str(error))
-        return gradio.Gallery(shown, selected_index=None), said, ids, hidden, hidden
+        return gradio.Gallery(shown, selected_index=None, visible=bool(shown)), said, ids, hidden, hidden
 
     def choose(ids, event: gradio.SelectData):
         number = ids[event.index]
@@ -117,6 +118,7 @@ def page(answers: Answers):
             with gradio.Column(scale=2, min_width=280):
                 said = gradio.Markdown(START, elem_id="said")
                 gallery = gradio.Gallery(
+                    visible=False,
                     show_label=False,
                     buttons=[],
                     columns=4,

@@ -62,11 +62,17 @@ def as_paths(answers: Sequence[Answer], end: str) -> str:
     return "".join(path + end for path in paths)
 
 
-def write_page(answers: Sequence[Answer], title: str, target: Path) -> None:
-    """Write answers as a page of thumbnails that link to the files."""
+def write_page(answers: Sequence[Answer], folder: str, target: Path) -> None:
+    """Write what was found in a folder as a page of thumbnails that link to the files."""
     groups = []
     for query, matches in answers:
-        asked = [Picture(query, query, ["the query"], query, marked=True)] if os.path.isfile(query) else []
-        found = [Picture(path, path, [f"cosine {cosine:.3f}"], path) for path, cosine in matches]
+        asked = (
+            [Picture(query, os.path.basename(query), ["the query"], query, marked=True)]
+            if os.path.isfile(query)
+            else []
+        )
+        found = [
+            Picture(path, os.path.relpath(path, folder), [f"cosine {cosine:.3f}"], path) for path, cosine in matches
+        ]
         groups.append(("" if asked else query, [*asked, *found]))
-    write_gallery(target, title, (), groups)
+    write_gallery(target, f"Found in {printable(folder)}", (), groups)

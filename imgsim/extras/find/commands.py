@@ -148,7 +148,6 @@ def find_answer(options: argparse.Namespace) -> str:
     from imgsim.extras.find.folder_index import crop_image
     from imgsim.hashing import check_integer
     from imgsim.sources.decode import open_image
-    from imgsim.sources.folder import printable
 
     check_integer(options.top_k, "top_k", 1)
     *photos, folder = options.paths
@@ -172,7 +171,7 @@ def find_answer(options: argparse.Namespace) -> str:
         import webbrowser
 
         page = kept.place / "answer.html"
-        form.write_page(answers, f"Found in {printable(folder)}", page)
+        form.write_page(answers, folder, page)
         print(f"Page: {page}", file=sys.stderr)
         webbrowser.open(page.as_uri())
     if options.only_paths:

@@ -234,7 +234,7 @@ def test_hostile_names_are_in_every_output(hostile, checkpoint, monkeypatch, cap
 def test_the_page_holds_hostile_names_as_text(hostile, checkpoint, tmp_path):
     kept = FolderIndex(hostile, str(checkpoint))
     matches = [Match(kept.path(key), 0.5) for key in kept.index.keys]
-    write_page([("text: <i>", matches)], "Found", tmp_path / "page.html")
+    write_page([("text: <i>", matches)], str(hostile), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<b>.png" not in page and "&lt;b&gt;.png" in page and "<i>" not in page
     assert page.count('<a href="file:///') == len(matches) and "%FF%FE.png" in page
