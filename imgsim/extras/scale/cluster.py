@@ -28,6 +28,26 @@ def require_ray() -> None:
 
 
 @contextmanager
+def shielded() -> Iterator[None]:
+    """Let the Ray that is started meanwhile listen on loopback only, to those that present the token.
+
+    Ray executes what it is sent, and shows its metrics to anybody.
+    """
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    reachable = ray_constants.ENABLE_RAY_CLUSTER
+    with environ(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, **LOOPBACK):
+        ray_constants.ENABLE_RAY_CLUSTER = False  # Ray may have been imported before, and reads the environment once
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = reachable
+
+
+@contextmanager
 def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
     """Give `ray.data` of a Ray that was joined before, that RAY_ADDRESS names, or of a local one, started for a while.
 
@@ -47,15 +67,7 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
         if not ray.is_initialized():
             options = {"log_to_driver": False, "logging_level": logging.ERROR}
             if not os.environ.get("RAY_ADDRESS"):
-                from ray._private import ray_constants
-                from ray._raylet import AuthenticationTokenLoader, Config
-
-                # Ray executes what it is sent, and shows its metrics to anybody. It may have been imported before.
-                stack.enter_context(environ(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, **LOOPBACK))
-                stack.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
-                ray_constants.ENABLE_RAY_CLUSTER = False
-                Config.initialize("")  # reads the environment again
-                AuthenticationTokenLoader.instance().reset_cache()
+                stack.enter_context(shielded())
                 folder = TemporaryDirectory(prefix="imgsim-", ignore_cleanup_errors=True)
                 place = f"{stack.enter_context(folder)}/ray"  # Ray lets everybody write to it, but nobody gets that far
                 options |= {"address": "local", "include_dashboard": False, "_temp_dir": place}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from imgsim.index import SETTINGS
 from imgsim.search.answers import SearchResult
 from imgsim.search.layout import has_starts
 from imgsim.search.snapshot import Snapshot
-from imgsim.search.storage import Blocks, array_specs, write_arrays
+from imgsim.search.storage import MANIFEST, Blocks, array_specs, write_arrays
 
 
 class ShardedIndex:
@@ -143,11 +144,19 @@ class ShardedIndex:
         sources = self._rows(self.embeddings, self._embedding_files, ids, "source")["source"].to_pylist()
         return [sources[i] for i in order]
 
-    def export(self, folder) -> Path:
-        """Write the index to a folder that BuildLSHTable.load(folder, mapped=True) opens at once; return the folder.
+    def export(self, folder) -> str:
+        """Write the index to a folder that BuildLSHTable.load(folder, mapped=True) opens at once; return its address.
 
-        One shard or part of a table at a time is in memory, and 8 bytes per id.
+        One shard or part of a table at a time is in memory, and 8 bytes per id. A folder in a store is written on this
+        machine first, and sent there, its manifest last.
         """
+        target = Shards.at(folder)
+        if not target.local:
+            with TemporaryDirectory(prefix="imgsim-") as here:
+                self.export(here)
+                for path in sorted(Path(here).glob("*.*"), key=lambda path: path.name == MANIFEST):
+                    target.ask("put_file", str(path), f"{target.path}/{path.name}")
+            return str(folder)
 
         def read(shards: Shards, files: list[str], column: str) -> Iterator[pa.ChunkedArray]:
             for file in tqdm(files, f"exporting {column}", unit="file", delay=1):
@@ -181,7 +190,7 @@ class ShardedIndex:
         manifest = self.manifest | {"batch_size": 48, "probes": self.probes, "rerank": self.rerank}
         manifest = {name: manifest[name] for name in (*SETTINGS, "count", "build_seconds", "encoder")}
         write_arrays(folder, manifest, arrays)
-        return Path(folder)
+        return str(folder)
 
     def _starts(self, hashes: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Return where the buckets of each table begin, one table after another."""

@@ -76,53 +76,23 @@ def wait_for(condition, seconds=PATIENCE):
     return value
 
 
-def rows_of(folder):
-    """All (table, hash, id) rows that a folder's manifest stands for, in order."""
-    tables = Shards.at(folder, "index")
-    manifest, rows = tables.manifest(), []
-    for file in manifest["files"]:
-        if "place" in file:
-            part = tables.read(file["name"])
-            table = np.full(len(part), file["place"] >> manifest["top"])
-            rows.append(np.stack([table, part["hash"].to_numpy(), part["id"].to_numpy()]))
-    return np.concatenate(rows, axis=1).astype(np.int64)
-
-
-@pytest.fixture(scope="session")
-def assert_same(clear):
-    """A function that asserts: the tables on disk hold the rows of an index in memory, and searches give the same.
-
-    All but ties: shards are hashed one by one, and sums rounded otherwise may turn the sign of what lies on a plane.
-    """
-
-    def compare(folder, index, queries):
-        table, codes, ids = rows_of(folder)
-        np.testing.assert_array_equal(np.lexsort((ids, codes, table)), np.arange(index.num_tables * len(index)))
-        place, row = np.lexsort((ids, table)).reshape(index.num_tables, -1), np.argsort(index.ids)
-        assert (table[place] == np.arange(index.num_tables)[:, None]).all() and (ids[place] == index.ids[row]).all()
-        same = index.lsh.codes[row] == codes[place].T
-        assert same[clear(index.projection, index.vectors[row])].all() and same.mean() > 0.999
-        sharded = ShardedIndex(folder, probes=index.probes, rerank=index.rerank)
-        expected, found = index.search(queries), sharded.search(queries)
-        same = expected.ids == found.ids
-        np.testing.assert_array_equal(expected.cosines[same], found.cosines[same])
-        assert same.mean() > 0.95
-        for name in ("candidates_seen", "compared_exactly"):
-            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0.01, atol=1)
-
-    return compare
-
-
 def embeddings_of(folder):
     """Ids, embeddings and sources that a folder's manifest stands for."""
     shards = Shards.at(folder, "embeddings")
-    table = pq.read_table([f"{shards.path}/{file['name']}" for file in shards.manifest()["files"]])
+    table = pa.concat_tables([shards.read(file["name"]) for file in shards.manifest()["files"]])
     return table["id"].to_numpy(), np.stack(table["embedding"].to_numpy()), table["source"].to_pylist()
 
 
 def test_nobody_else_gets_into_the_folder_of_ray(ray_here):
     session = Path(ray_here._private.worker._global_node.get_session_dir_path())
     assert any(stat.S_IMODE(parent.stat().st_mode) == 0o700 for parent in session.parents)
+
+
+def test_ray_listens_on_loopback_only(ray_here):
+    ray_here.get(ray_here.remote(abs).remote(-1))  # a worker has started
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    ports = [one for process in ours for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+    assert ports and {one.laddr.ip for one in ports} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 def test_a_build_that_is_killed_is_not_seen_and_goes_on(tmp_path, joining, assert_same):
