@@ -202,8 +202,8 @@ def as_array(column: pa.ChunkedArray, dtype) -> np.ndarray:
 
 
 def vectors_in(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a column of embeddings, in whatever type they are stored, as vectors (n, d) of length 1 in float32."""
-    return normalise(as_array(column, column.type.value_type.to_pandas_dtype()))
+    """Return a column of embeddings, lists of float16 or bytes of int8, as vectors (n, d) of length 1 in float32."""
+    return normalise(as_array(column, np.int8 if pa.types.is_fixed_size_binary(column.type) else np.float16))
 
 
 def as_lists(array: np.ndarray) -> pa.Array:

@@ -73,9 +73,9 @@ def list_images(address, column: str | None = None) -> Images:
     address = str(address)
     folder = Shards.at(builtin_folder() / "train" if address == "builtin" else address)
     try:
-        if folder.fs.isfile(folder.path):
+        if folder.ask("isfile", folder.path):
             parent, _, name = folder.path.rpartition("/")
-            versions = {name: file_version(folder.fs.info(folder.path))} if by_suffix(name) else {}
+            versions = {name: file_version(folder.ask("info", folder.path))} if by_suffix(name) else {}
             folder = Shards(folder.fs, parent)
         else:
             versions = list_files(folder)
@@ -107,7 +107,7 @@ def list_files(folder: Shards) -> dict[str, list]:
         infos = {str(path): folder.fs.info(str(path)) for path in paths}
     else:
         # To look into files, as on this machine, would take a request for each.
-        infos = {path: info for path, info in folder.fs.find(folder.path, detail=True).items() if by_suffix(path)}
+        infos = {path: info for path, info in folder.ask("find", folder.path, detail=True).items() if by_suffix(path)}
     names = {path: path.removeprefix(folder.path).lstrip("/") for path in sorted(infos)}
     return {name: file_version(infos[path]) for path, name in names.items() if "/." not in f"/{name}"}
 

@@ -21,11 +21,15 @@ pytest.importorskip("ray", reason="the extra scale is not installed")
 import psutil
 
 from imgsim import candidates_and_queries, load_encoder, load_images
+from imgsim.extras.modalities.encoders import load_dual_encoder
+from imgsim.extras.scale.actors import EmbedRows
 from imgsim.extras.scale.build import build_index
 from imgsim.extras.scale.cluster import TOKEN, cluster
 from imgsim.extras.scale.embed import embed_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.extras.scale.shards import Shards
+from imgsim.extras.scale.sources import list_images
+from imgsim.hashing import normalise
 from imgsim.index import BuildLSHTable
 from imgsim.search.candidates import arrays_of
 from imgsim.search.snapshot import Snapshot
@@ -89,7 +93,7 @@ def test_nobody_else_gets_into_the_folder_of_ray(ray_here):
 
 
 def test_ray_listens_on_loopback_only(ray_here):
-    ray_here.get(ray_here.remote(abs).remote(-1))  # a worker has started
+    ray_here.data.range(3).count()  # workers have started
     ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
     ports = [one for process in ours for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
     assert ports and {one.laddr.ip for one in ports} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -181,6 +185,51 @@ def test_images_are_embedded_as_in_one_process_and_missing_shards_again(
     build_index(work, **TABLES)
     assert_same(work, BuildLSHTable(**TABLES).build_from_embeddings(points, ids=ids), expected[:3])
     assert ShardedIndex(work).sources(ids[[4, 2, 4]]) == [sources[i] for i in (4, 2, 4)]
+
+
+def test_texts_are_embedded_with_those_left_out_that_are_none(tmp_path, refused):
+    texts = ["a red leaf", None, "a round leaf with spots", " ", "a yellow leaf", 7 * "a green leaf "]
+    (tmp_path / "texts").mkdir()
+    pq.write_table(pa.table({"caption": texts, "n": range(6)}), tmp_path / "texts" / "0.parquet", row_group_size=4)
+    settings = {"modality": "text", "concurrency": 1, "batch_size": 2}
+    manifest = embed_images(tmp_path / "texts", tmp_path, column="caption", stored_as="int8", **settings)
+    ids, points, sources = embeddings_of(tmp_path)
+    assert ids.tolist() == [0, 2, 4, 5] and sources[3] == "0.parquet#5"
+    assert [entry["source"] for entry in manifest["skipped"]] == ["0.parquet#1", "0.parquet#3"]
+    expected = load_dual_encoder()[1].embed([texts[i] for i in ids])
+    points = np.stack([np.frombuffer(row, np.int8) for row in points])
+    cosines = np.vecdot(normalise(points), normalise(expected))
+    assert cosines.min() > 0.9995
+    with refused("column"):
+        embed_images(tmp_path / "texts", tmp_path, **settings)
+
+
+def test_sounds_are_embedded_and_one_that_is_none_is_left_out(tmp_path, monkeypatch):
+    class Ear:
+        name, digest, dim = "ear", "1", 2
+
+        def embed(self, sounds):
+            if not all(sounds):
+                raise ValueError("A sound must be a row of finite numbers.")
+            return np.array([[np.mean(sound), 1] for sound in sounds])
+
+    pq.write_table(pa.table({"sound": [[1.0, 3.0], [], [2.0]]}), tmp_path / "0.parquet")
+    found = list_images(tmp_path, "sound")
+    (piece,) = found.pieces(0, 3)
+    table = EmbedRows(Ear, "1", "float16", found.folder, "sound", 2)(pa.Table.from_pylist([piece]))
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy())[[0, 2]], [[0.8944, 0.4472]] * 2, atol=1e-3)
+    assert table["reason"].to_pylist() == ["", "A sound must be a row of finite numbers.", ""]
+
+
+def test_eight_bits_find_what_sixteen_find(tmp_path):
+    points, found = cone(2000, 64), {}
+    for stored_as in ("float16", "int8"):
+        work = tmp_path / stored_as
+        files = store_embeddings(work, points, shard_rows=500, stored_as=stored_as)["files"]
+        build_index(work, **TABLES)
+        found[stored_as] = ShardedIndex(work).search(points[:100], 10).ids, sum(file["bytes"] for file in files)
+    same = [len(set(one) & set(other)) for one, other in zip(found["float16"][0], found["int8"][0], strict=True)]
+    assert np.mean(same) > 9.5 and found["int8"][1] < 0.65 * found["float16"][1]
 
 
 def test_real_embeddings_have_the_same_tables_and_answers(tmp_path, real, assert_same):

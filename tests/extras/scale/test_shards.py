@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from imgsim.extras.cli import main
 from imgsim.extras.runs.settings import short_digest
 from imgsim.extras.scale import sources
-from imgsim.extras.scale.embed import open_images, store_embeddings
+from imgsim.extras.scale.actors import open_images
+from imgsim.extras.scale.embed import store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.extras.scale.parts import SortedFile, read_footers, read_groups
 from imgsim.extras.scale.shards import Shards, as_array, as_bytes, as_lists, with_metadata

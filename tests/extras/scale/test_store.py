@@ -8,13 +8,15 @@ from unittest import mock
 import fsspec
 import numpy as np
 import pytest
-from ray.util.state import list_actors
 from test_scale import PATIENCE, TABLES, cone, embeddings_of, wait_for
 
 from imgsim.extras.cli import main
 from imgsim.extras.scale.build import build_index
 from imgsim.extras.scale.cluster import cluster, shielded
 from imgsim.extras.scale.embed import embed_images, store_embeddings
+from imgsim.extras.scale.index import ShardedIndex
+from imgsim.extras.scale.shards import Shards
+from imgsim.extras.scale.sources import list_images, read_images
 from imgsim.index import BuildLSHTable
 
 pytestmark = pytest.mark.slow
@@ -108,6 +110,8 @@ def lose_a_node(nodes, job, *arguments, **settings):
 def test_all_steps_in_buckets_on_two_nodes_although_requests_fail(
     nodes, store, bucket, photos, checkpoint, encoder, image_folder, assert_same, capsys, tmp_path
 ):
+    from ray.util.state import list_actors
+
     store.reset()
     store.fails = one_in(20)
     work = f"{bucket}/work"
