@@ -110,7 +110,7 @@ def lose_a_node(nodes, job, *arguments, **settings):
 def test_all_steps_in_buckets_on_two_nodes_although_requests_fail(
     nodes, store, bucket, photos, checkpoint, encoder, image_folder, assert_same, capsys, tmp_path
 ):
-    from ray.util.state import list_actors
+    from ray._private.state import actors
 
     store.reset()
     store.fails = one_in(20)
@@ -123,8 +123,8 @@ def test_all_steps_in_buckets_on_two_nodes_although_requests_fail(
     assert "0-red.3.png" in said and "1-red.3.png" in said
     assert main(["scale", "export", work, f"{bucket}/index"]) == 0
     assert store.failed["5xx"] > 5
-    actors = [actor for actor in list_actors(limit=1000) if "OpenAndEmbed" in actor.class_name]
-    assert len({actor.node_id for actor in actors}) == 2
+    at_work = [actor for actor in actors().values() if "MapWorker" in actor["ActorClassName"]]
+    assert len({actor["Address"]["NodeID"] for actor in at_work}) == 2
     store.fails = None
     ids, points, sources = embeddings_of(work)
     assert ids.tolist() == list(range(48)) and manifest["count"] == 48 and not manifest["skipped"]
