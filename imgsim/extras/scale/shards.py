@@ -48,8 +48,10 @@ class Shards:
         Raises:
             ValueError: there is no such file system.
         """
+        # s3fs would ask for the size of a file first, and read a large one in pieces, which ours are not.
+        options = {"max_concurrency": 1} if str(address[0]).startswith("s3://") else {}
         try:
-            fs, path = url_to_fs("/".join(map(str, address)))
+            fs, path = url_to_fs("/".join(map(str, address)), **options)
         except (ValueError, ImportError) as error:
             raise ValueError(f"{address[0]!r} is no address that can be reached: {first_line(error)}") from error
         return cls(fs, path.rstrip("/"))

@@ -72,6 +72,7 @@ def list_images(address, column: str | None = None) -> Images:
 
     address = str(address)
     folder = Shards.at(builtin_folder() / "train" if address == "builtin" else address)
+    folder.fs.invalidate_cache()  # others may have written since it was last listed
     try:
         if folder.ask("isfile", folder.path):
             parent, _, name = folder.path.rpartition("/")

@@ -7,6 +7,7 @@ from unittest import mock
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from test_scale import PATIENCE, TABLES, cone, embeddings_of, wait_for
 
@@ -168,7 +169,6 @@ def built(two_nodes, store):
 
 def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
     """Manifests, projection; tables, sketches and embeddings, of each the footers and the rows."""
-    fsspec.filesystem("s3").invalidate_cache()
     size = sum(file["bytes"] for name in ("index", "embeddings") for file in Shards.at(built, name).manifest()["files"])
     store.reset()
     with mock.patch.object(Shards, "fetch", autospec=True, side_effect=Shards.fetch) as fetch:
@@ -178,7 +178,7 @@ def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
     assert set(store.requests) == {"GET"} and store.requests["GET"] <= 3 + 2 * (10 + 7 + 7) + 20
     before = store.requests["GET"]
     index.search(cone(1)[0])
-    assert store.requests["GET"] - before < before / 2 and store.bytes < size
+    assert store.requests["GET"] - before <= before / 2 and store.bytes < size
 
 
 def test_a_version_appears_when_it_is_whole_and_a_store_out_of_reach_ends_the_job(nodes, bucket, store, assert_same):
@@ -203,6 +203,16 @@ def test_a_version_appears_when_it_is_whole_and_a_store_out_of_reach_ends_the_jo
     assert written[-1].endswith("index/manifest.json")
     assert len(kept) > 3 and not {path.lstrip("/") for path in written[before:]} & set(kept)
     assert_same(work, BuildLSHTable(**TABLES).build_from_embeddings(points), points[:3])
+
+
+def test_what_another_process_has_written_is_seen(bucket):
+    """File systems remember listings."""
+    shards = Shards.at(bucket, "shards")
+    others = Shards(fsspec.filesystem("s3", skip_instance_cache=True), shards.path)
+    for number in range(2):
+        table = pa.table({"id": [number]})
+        assert others.read(shards.write_table(f"part-{number}", "12345678", table, 1)).equals(table)
+        assert len(others.finished("12345678")) == number + 1
 
 
 def test_photos_that_vanish_are_left_out_and_a_store_that_fails_is_no_fault_of_theirs(photos, store):
