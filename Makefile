@@ -48,7 +48,7 @@ pins: ## compile requirements.txt and requirements-test.txt from pyproject.toml
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
 	build/pins/bin/pip install -q torch==$(TORCH) -e ".[notebooks]"
 	build/pins/bin/pip freeze --exclude-editable | cut -d= -f1 > build/pins/run-names.txt
-	build/pins/bin/pip install -q -e ".[completion,demo,duplicates,interactive,onnx,scale,test]"
+	build/pins/bin/pip install -q -e ".[completion,demo,duplicates,interactive,onnx,s3,scale,test]"
 	build/pins/bin/pip check
 	build/pins/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > build/pins/all.txt
 	(echo "# Exact pins of what make run needs, compiled from pyproject.toml by make pins."; \

@@ -2,6 +2,9 @@
 
     python benchmarks/scale.py                                       1,000,000 x 256 generated, 10 tables
     python benchmarks/scale.py --images FOLDER --checkpoint NAME     images per second, in one run with a single process
+    python benchmarks/scale.py --images FOLDER --bytes               recall against bytes per embedding
+
+A build is compared with what Ray needs to sort the same rows, and do nothing else, in the same run.
 
 Memory is that of this process and all that Ray starts (proportional set sizes). A query through Parquet or mapped files
 is cold: in a process of its own, from opening the index to the answer, with the files out of the page cache if the
@@ -22,13 +25,17 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from search import cone_mixture
 
 from imgsim.encoder import load_encoder
 from imgsim.evaluation import exact_neighbours, recall_at_k
-from imgsim.extras.scale.build import build_index
+from imgsim.extras.scale.actors import STORED_AS
+from imgsim.extras.scale.build import build_index, rows_by_part
+from imgsim.extras.scale.cluster import cluster
 from imgsim.extras.scale.embed import embed_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
+from imgsim.extras.scale.shards import Shards, vectors_in
+from imgsim.hashing import normalise
+from imgsim.images import candidates_and_queries, load_images
 from imgsim.index import BuildLSHTable
 from imgsim.sources.folder import find_images
 
@@ -38,6 +45,13 @@ from pathlib import Path
 import numpy as np
 from imgsim.index import BuildLSHTable
 from imgsim.extras.scale.index import ShardedIndex
+from imgsim.extras.scale.shards import Shards
+rounds, fetch = [], Shards.fetch
+def counting(self, ranges):
+    contents = fetch(self, ranges)
+    rounds.append((len(contents), sum(map(len, contents))))
+    return contents
+Shards.fetch = counting
 how, folder, queries, rerank = sys.argv[1:]
 queries, rerank = np.load(queries), int(rerank)
 tiny = BuildLSHTable(hash_size=4).build_from_embeddings(queries)  # what has to be compiled, is
@@ -56,8 +70,31 @@ for query in queries:
     begin = time.perf_counter()
     index.search(query)
     times.append(time.perf_counter() - begin)
-print(json.dumps({"open": opened - start, "first": times[0], "then": float(np.median(times[1:]))}))
+    if len(times) == 1:
+        cold = [len(rounds), *np.sum(rounds, axis=0).tolist()] if rounds else [0, 0, 0]
+reads = [(np.array([len(rounds), *np.sum(rounds or [(0, 0)], axis=0)]) - cold) / (len(times) - 1), cold]
+then, cold = ([round(float(value)) for value in numbers] for numbers in reads)
+times = {"open": opened - start, "first": times[0], "then": float(np.median(times[1:]))}
+print(json.dumps({"ms": {name: 1000 * value for name, value in times.items()}, "cold": cold, "then": then}))
 """
+
+
+def cone_mixture(count: int, dim: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors (n, d) and queries shaped like real embeddings: 300 overlapping clusters in a narrow cone.
+
+    The cosine of a random pair is about .6, and variances decay as in a network's output.
+    """
+    rng = np.random.default_rng(0)
+    spectrum = (np.arange(dim) + 3.0) ** -1.35
+    scale = np.sqrt(0.4 * spectrum / spectrum.sum()).astype(np.float32)
+    axis = normalise(rng.standard_normal(dim)) * np.float32(0.6**0.5)
+    centres = axis + np.float32(0.4**0.5) * scale * rng.standard_normal((300, dim), dtype=np.float32)
+    rows = rng.standard_normal((count + queries, dim), dtype=np.float32)
+    rows *= np.float32(0.6**0.5) * scale
+    for start in range(0, len(rows), 1 << 16):
+        part = rows[start : start + (1 << 16)]
+        part[:] = normalise(part + centres[rng.integers(300, size=len(part))])
+    return rows[queries:], rows[:queries]
 
 
 def watch(peak: list[float], ended: threading.Event) -> None:
@@ -82,11 +119,13 @@ def time_tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
     print(f"{count:,} x {dim} stored in {time.perf_counter() - start:.1f} s")
     peak, ended, before = [0.0], threading.Event(), psutil.Process().memory_full_info().pss
     threading.Thread(target=watch, args=(peak, ended), daemon=True).start()
-    start = time.perf_counter()
-    manifest = build_index(folder, num_tables=num_tables)
-    seconds = time.perf_counter() - start
-    ended.set()
-    print(f"build: {seconds:.1f} s, Ray's start and end included; {(peak[0] - before) / 1e9:.2f} GB at most")
+    with cluster() as data:
+        start = time.perf_counter()
+        manifest = build_index(folder, num_tables=num_tables)
+        seconds = time.perf_counter() - start
+        ended.set()
+        print(f"build: {seconds:.1f} s without Ray's start; {(peak[0] - before) / 1e9:.2f} GB at most, with Ray")
+        time_sort(data, folder, manifest, seconds)
     sizes = {"embeddings": stored["files"], "sketches": [], "tables": []}
     for file in manifest["files"]:
         sizes["tables" if "place" in file else "sketches"].append(file)
@@ -95,7 +134,7 @@ def time_tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
     start = time.perf_counter()
     index = ShardedIndex(folder)
     exported = index.export(folder / "mapped")
-    size = sum(path.stat().st_size for path in exported.iterdir()) / count
+    size = sum(path.stat().st_size for path in Path(exported).iterdir()) / count
     print(f"export: {time.perf_counter() - start:.1f} s, {size:.0f} bytes per image")
     memory = BuildLSHTable(hash_size=manifest["hash_size"], num_tables=num_tables).build_from_embeddings(embeddings)
     print(f"in memory, for comparison: built in {memory.build_seconds:.1f} s")
@@ -109,12 +148,50 @@ def time_tables(count: int, dim: int, num_tables: int, folder: Path) -> None:
     np.save(asked, queries)
     for how, where in (("parquet", folder), ("mapped", exported), ("warm", exported)):
         command = [sys.executable, "-c", ONE_QUERY, how, str(where), str(asked), "200"]
-        times = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"{how}: " + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in times.items()))
+        took = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(f"{how}: " + ", ".join(f"{name} {value:.1f} ms" for name, value in took["ms"].items()))
+        if how == "parquet":
+            for name in ("cold", "then"):
+                rounds, requests, size = took[name]
+                print(f"  {name}: {requests} requests in {rounds} rounds, {size / 1e6:.1f} MB")
     start = time.perf_counter()
     for query in queries:
         memory.search(query)
     print(f"in memory: {1000 * (time.perf_counter() - start) / len(queries):.1f} ms per query")
+
+
+def time_sort(data, folder: Path, manifest: dict, seconds: float) -> None:
+    """Let Ray sort the rows of all tables by part, hash and id, and do nothing else."""
+    shards = [{"file": file["name"]} for file in manifest["files"] if "first" in file]
+    parts = list(range(manifest["num_tables"] << manifest["top"]))
+    settings = Shards.at(folder, "index"), parts, manifest["hash_size"], manifest["num_tables"], manifest["top"]
+    items = data.from_items(shards, override_num_blocks=len(shards))
+    rows = items.map_batches(rows_by_part, batch_size=1, batch_format="pyarrow", fn_args=settings).materialize()
+    start = time.perf_counter()
+    rows.sort(["part", "hash", "id"]).materialize()
+    alone = time.perf_counter() - start
+    print(
+        f"bare sort of the same {rows.count():,} rows: {alone:.1f} s; the build took {seconds / alone:.2f} times that"
+    )
+
+
+def compare_bytes(images: str, checkpoint: str, folder: Path) -> None:
+    """Compare recall of the ten nearest among embeddings as they are stored, and through the tables, with bytes."""
+    candidates, held_out = candidates_and_queries(load_images(images))
+    encoder = load_encoder(checkpoint)
+    embeddings, queries = encoder.embed(candidates), encoder.embed(held_out)
+    truth, _ = exact_neighbours(queries, embeddings, 10)
+    print(f"{len(embeddings):,} x {encoder.dim}, {len(queries)} queries")
+    with cluster():
+        for stored_as in STORED_AS:
+            files = store_embeddings(folder, embeddings, stored_as=stored_as)["files"]
+            build_index(folder)
+            index, shards = ShardedIndex(folder, probes=64), Shards.at(folder, "embeddings")
+            stored = np.concatenate([vectors_in(shards.read(file["name"])["embedding"]) for file in files])
+            exact = recall_at_k(exact_neighbours(queries, stored, 10)[0], truth)
+            found = recall_at_k(index.search(queries, 10).ids, truth)
+            size = sum(file["bytes"] for file in files) / len(embeddings)
+            print(f"{stored_as}: {size:.0f} bytes per embedding in Parquet, recall {exact:.4f}, in tables {found:.4f}")
 
 
 def watch_actors(cores: list[float], ended: threading.Event) -> None:
@@ -162,9 +239,12 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="builtin")
     parser.add_argument("--concurrency", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--bytes", action="store_true", help="compare the types in which embeddings are stored")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if options.images:
+        if options.bytes:
+            compare_bytes(options.images or "builtin", options.checkpoint, Path(folder))
+        elif options.images:
             time_embedding(options.images, options.checkpoint, options.concurrency, options.rounds, Path(folder))
         else:
             time_tables(options.count, options.dim, options.num_tables, Path(folder))

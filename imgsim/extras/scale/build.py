@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from imgsim.extras.runs.settings import short_digest
 from imgsim.extras.scale.cluster import cluster, require_ray, run_job
-from imgsim.extras.scale.shards import Shards, as_array, as_bytes, as_lists, id_range, with_metadata
-from imgsim.hashing import Projection, check_integer, check_settings, code_dtype, normalise
+from imgsim.extras.scale.shards import Shards, as_array, as_bytes, as_lists, id_range, vectors_in, with_metadata
+from imgsim.hashing import Projection, check_integer, check_settings, code_dtype
 from imgsim.search.coder import SKETCH_BITS, Coder, draw_rotation
 from imgsim.search.principal import check_planes, fit_projection
 
@@ -117,7 +117,7 @@ def draw_coder(embeddings: Shards, source: dict, hash_size: int, num_tables: int
         files = files[:: -(-len(files) // MEAN_SHARDS)]
     step = -(-sum(file["rows"] for file in files) // MEAN_ROWS)
     columns = (embeddings.read(file["name"])["embedding"] for file in files)
-    vectors = np.concatenate([normalise(as_array(column, np.float16)[::step]) for column in columns])
+    vectors = np.concatenate([vectors_in(column)[::step] for column in columns])
     projection = fit_projection(vectors, hash_size, num_tables, seed, planes)
     return Coder(projection, draw_rotation(vectors.shape[1], seed))
 
@@ -143,7 +143,7 @@ def save_sketches(batch: pa.Table, embeddings: Shards, target: Shards, job_id: s
     """Hash the shard of embeddings that a batch names, and write its ids, codes and sketches."""
     (item,) = batch.to_pylist()
     table = embeddings.read(item["file"])
-    codes, sketches = coder.encode(normalise(as_array(table["embedding"], np.float16)))
+    codes, sketches = coder.encode(vectors_in(table["embedding"]))
     hashed = pa.table({"id": table["id"], "codes": as_bytes(codes), "sketch": as_bytes(sketches)})
     target.write_table(item["name"], job_id, with_metadata(hashed, **id_range(hashed)), SKETCH_GROUP)
     return pa.table({"count": [len(hashed)]})

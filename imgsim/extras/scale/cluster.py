@@ -18,6 +18,7 @@ from imgsim.sources.errors import first_line, require
 STORE_BYTES = 1 << 30  # shared memory in which a local Ray keeps blocks; more than that goes to disk
 BLOCK_BYTES = 32 << 20  # of a block, which is handed from step to step
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # where Ray runs on one machine only, it listens on 127.0.0.1
 TOKEN = token_hex(32)  # one for the whole process: Ray reads it once
 
 
@@ -27,11 +28,31 @@ def require_ray() -> None:
 
 
 @contextmanager
+def shielded() -> Iterator[None]:
+    """Let the Ray that is started meanwhile listen on loopback only, to those that present the token.
+
+    Ray executes what it is sent, and shows its metrics to anybody.
+    """
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    reachable = ray_constants.ENABLE_RAY_CLUSTER
+    with environ(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, **LOOPBACK):
+        ray_constants.ENABLE_RAY_CLUSTER = False  # Ray may have been imported before, and reads the environment once
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = reachable
+
+
+@contextmanager
 def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
     """Give `ray.data` of a Ray that was joined before, that RAY_ADDRESS names, or of a local one, started for a while.
 
-    A local one accepts only connections that present its token, has no dashboard, and reports to nobody. It has `cpus`
-    cores, by default all, and `num_gpus` GPUs, by default all.
+    A local one listens on this machine's loopback, to connections that present its token, has no dashboard, and
+    reports to nobody. It has `cpus` cores, by default all, and `num_gpus` GPUs, by default all.
     """
     settings = {name: os.environ.get(name, value) for name, value in QUIET.items()}
     with environ(**settings), warnings.catch_warnings(action="ignore"), ExitStack() as stack:
@@ -46,12 +67,7 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
         if not ray.is_initialized():
             options = {"log_to_driver": False, "logging_level": logging.ERROR}
             if not os.environ.get("RAY_ADDRESS"):
-                from ray._raylet import AuthenticationTokenLoader, Config
-
-                # Ray listens on all of a machine's addresses, and executes what it is sent.
-                stack.enter_context(environ(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN))
-                Config.initialize("")  # reads the environment again, should Ray have been imported before
-                AuthenticationTokenLoader.instance().reset_cache()
+                stack.enter_context(shielded())
                 folder = TemporaryDirectory(prefix="imgsim-", ignore_cleanup_errors=True)
                 place = f"{stack.enter_context(folder)}/ray"  # Ray lets everybody write to it, but nobody gets that far
                 options |= {"address": "local", "include_dashboard": False, "_temp_dir": place}

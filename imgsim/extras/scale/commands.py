@@ -42,4 +42,6 @@ def query(folder: str, photo: str, top_k: int, probes: int) -> str:
 
 def export(folder: str, target: str) -> str:
     """Write the index as arrays that can be mapped into memory, see `ShardedIndex.export`."""
-    return f"BuildLSHTable.load({str(ShardedIndex(folder).export(target))!r}, mapped=True) opens it"
+    exported = ShardedIndex(folder).export(target)
+    copied = "" if Shards.at(exported).local else ", copied to this machine,"
+    return f"BuildLSHTable.load({exported!r}, mapped=True){copied} opens it"

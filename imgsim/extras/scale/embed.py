@@ -1,4 +1,4 @@
-"""Turn images into Parquet shards of embeddings, with Ray Data.
+"""Turn images, texts or sounds into Parquet shards of embeddings, with Ray Data.
 
 What tasks and actors write has a unique name, so that repeating one is harmless. They import this module: what only
 the driver needs is imported there.
@@ -9,25 +9,30 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
-from collections.abc import Iterator
 from hashlib import blake2b
 
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgsim.extras.runs.settings import short_digest
+from imgsim.extras.scale.actors import (
+    STORED_AS,
+    Embed,
+    EmbedRows,
+    OpenAndEmbed,
+    as_stored,
+    check_choice,
+    loader,
+    open_images,
+)
 from imgsim.extras.scale.cluster import cluster, require_ray, run_job
-from imgsim.extras.scale.shards import Shards, as_lists, id_range, with_metadata
-from imgsim.extras.scale.sources import list_images, read_images
-from imgsim.hashing import check_integer, normalise
-from imgsim.sources.decode import open_or_error
+from imgsim.extras.scale.shards import Shards, id_range, with_metadata
+from imgsim.extras.scale.sources import list_images
+from imgsim.hashing import check_integer
 
 SHARD_BYTES = 32 << 20  # of embeddings in a shard
 GROUP_BYTES = 1 << 15  # of embeddings in a row group: what a search reads to see one of them
-BLANK = PIL.Image.new("RGB", (64, 64))  # takes the place of an image that cannot be read
 
 
 def embed_images(
@@ -38,15 +43,17 @@ def embed_images(
     dtype: str = "float32",
     batch_size: int = 48,
     column: str | None = None,
+    modality: str = "image",
+    stored_as: str = "float16",
     num_gpus: float = 0,
     concurrency: int | None = None,
     shard_rows: int | None = None,
     max_bad: int = 1000,
 ) -> dict:
-    """Embed images into Parquet shards in `folder`/embeddings: id, embedding (d,) of length 1 in float16, source.
+    """Embed images into Parquet shards in `folder`/embeddings: id, embedding (d,) of length 1, source.
 
-    Ids are positions among the images. Images that cannot be read are skipped and listed in the manifest. A job that
-    was interrupted continues where it stopped.
+    Ids are positions among the images, or texts or sounds. Images that cannot be read are skipped and listed in the
+    manifest. A job that was interrupted continues where it stopped.
 
     Args:
         images: "builtin", or an address (a path, or what fsspec knows, such as s3:// and hf://) of image files, or of
@@ -55,6 +62,10 @@ def embed_images(
         checkpoint, dtype: see `load_encoder`.
         batch_size: images embedded at a time.
         column: of the images in Parquet files; by default the one that holds images.
+        modality: "image", "text" for a column of texts and a checkpoint that embeds both, or "sound" for a column of
+            lists of samples, as many per second as the checkpoint wants.
+        stored_as: "float16", or "int8" for half the bytes: each embedding as bytes, and a column `scale` by which they
+            are multiplied.
         num_gpus: GPUs per actor; if it has any, tasks on CPUs open the images.
         concurrency: actors that hold the encoder; by default one per core, or one with GPUs.
         shard_rows: images per shard.
@@ -73,13 +84,15 @@ def embed_images(
     actors = default_actors if concurrency is None else check_integer(concurrency, "concurrency", 1)
     if num_gpus < 0:
         raise ValueError(f"num_gpus is {num_gpus}, but an actor has 0 GPUs, a part of one, or several.")
-    from imgsim.encoder import load_encoder  # loads torch
-
-    encoder, source = load_encoder(checkpoint, dtype=dtype), list_images(images, column)
+    check_choice(stored_as, "stored_as", STORED_AS)
+    load = loader(modality, checkpoint, dtype)
+    encoder, source = load(), list_images(images, column)
+    if modality != "image" and (column is None or source.column is None):
+        raise ValueError(f"{str(images)!r}: a {modality} stands in a column of Parquet files, which must be named.")
     target, bad = Shards.at(folder, "embeddings"), len(source.skipped)
     check_bad(images, bad, max_bad, *source.skipped)
     rows, names = plan_shards(shard_rows, len(source), encoder.dim)
-    job_id = short_digest([encoder.digest, source.files, source.version, rows])
+    job_id = short_digest([encoder.digest, modality, column, source.files, source.version, rows, stored_as])
     finished = target.finished(job_id)
     missing = [number for number, name in enumerate(names) if name not in finished]
     pieces = [piece for number in missing for piece in source.pieces(number * rows, (number + 1) * rows)]
@@ -92,14 +105,19 @@ def embed_images(
             if gpus < num_gpus and not os.environ.get("RAY_ADDRESS"):  # Ray would wait; a cluster may still grow some
                 raise ValueError(f"num_gpus is {num_gpus:g}, but this machine has {gpus:g} GPUs that Ray can use.")
             items = data.from_items(pieces, override_num_blocks=len(pieces))
-            opening = source.folder, source.column, encoder.processor, batch_size
-            actor, pool = (encoder.origin, encoder.digest), data.ActorPoolStrategy(size=actors)
+            reading, pool = (source.folder, source.column), data.ActorPoolStrategy(size=actors)
+            actor = load, encoder.digest, stored_as
             by_piece = {"batch_size": 1, "batch_format": "pyarrow"}
-            if num_gpus:
+            if modality != "image":
+                actor = {"compute": pool, "fn_constructor_args": (*actor, *reading, batch_size)}
+                embedded = items.map_batches(EmbedRows, **by_piece, **actor, num_gpus=num_gpus)
+            elif num_gpus:
+                opening = *reading, encoder.processor, batch_size
                 pixels = items.map_batches(open_images, **by_piece, fn_args=opening)
                 on_gpu = {"num_gpus": num_gpus, "compute": pool, "batch_size": batch_size}
                 embedded = pixels.map_batches(Embed, **on_gpu, fn_constructor_args=actor)
             else:
+                opening = *reading, encoder.processor, batch_size
                 actor = {"compute": pool, "fn_constructor_args": (*actor, *opening)}
                 embedded = items.map_batches(OpenAndEmbed, **by_piece, **actor)
             shards = embedded.repartition(target_num_rows_per_block=rows, strict=True)
@@ -120,7 +138,9 @@ def embed_images(
     return manifest | {"images_per_second": float(speed)}
 
 
-def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int | None = None) -> dict:
+def store_embeddings(
+    folder, embeddings: np.ndarray, ids=None, shard_rows: int | None = None, *, stored_as: str = "float16"
+) -> dict:
     """Store embeddings from elsewhere where `embed_images` puts its own; return the manifest.
 
     Args:
@@ -128,6 +148,7 @@ def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int |
         embeddings: (n, d), finite and at most 65,504, as they are stored in float16.
         ids: (n,) whole numbers that ascend; by default 0 to n - 1.
         shard_rows: embeddings per shard.
+        stored_as: see `embed_images`.
 
     Raises:
         ValueError: the ids or the embeddings do not fit.
@@ -137,16 +158,17 @@ def store_embeddings(folder, embeddings: np.ndarray, ids=None, shard_rows: int |
     ids = np.arange(len(embeddings)) if ids is None else np.asarray(ids, np.int64)
     if ids.shape != embeddings.shape[:1] or not len(ids) or ids[0] < 0 or (np.diff(ids) <= 0).any():
         raise ValueError(f"{len(embeddings)} embeddings need as many ids, whole numbers from 0 on that ascend.")
+    check_choice(stored_as, "stored_as", STORED_AS)
     with np.errstate(over="ignore"):
         halves = np.asarray(embeddings).astype(np.float16)
     if not np.isfinite(halves).all():
         raise ValueError("The embeddings hold values that are not finite, or above 65,504, in float16: scale them.")
     target, (rows, names) = Shards.at(folder, "embeddings"), plan_shards(shard_rows, *embeddings.shape)
     digests = [blake2b(np.ascontiguousarray(array), digest_size=8).hexdigest() for array in (embeddings, ids)]
-    job_id = short_digest([digests, rows])
+    job_id = short_digest([digests, rows, stored_as])
     for number, name in enumerate(names):
         part = slice(number * rows, (number + 1) * rows)
-        columns = {"id": ids[part], "embedding": as_lists(halves[part]), "source": [""] * len(ids[part])}
+        columns = {"id": ids[part], **as_stored(halves[part], stored_as), "source": [""] * len(ids[part])}
         write_embeddings(target, job_id, name, pa.table(columns), [])
     manifest = manifest_of(target, job_id, names, [])
     manifest |= {"images": "", "encoder": NO_ENCODER, "dim": embeddings.shape[1]}
@@ -175,55 +197,6 @@ def manifest_of(target: Shards, job_id: str, names: list[str], skipped: list[dic
     return {"count": sum(file["rows"] for file in files), "skipped": skipped, "files": files}
 
 
-def open_images(batch: pa.Table, folder: Shards, column: str | None, processor, batch_size: int) -> Iterator[dict]:
-    """Open the images of a piece and prepare them: id, source, why it cannot be read, pixels (b, 3, h, w)."""
-    (piece,) = batch.to_pylist()
-    named = read_images(folder, column, piece)
-    for start in range(0, len(named), batch_size):
-        names, contents = zip(*named[start : start + batch_size], strict=True)
-        opened = list(map(open_or_error, contents))
-        reasons = [image if isinstance(image, str) else "" for image in opened]
-        images = [BLANK if isinstance(image, str) else image for image in opened]
-        ids = np.arange(piece["id"] + start, piece["id"] + start + len(names))
-        pixels = processor(images, return_tensors="np")["pixel_values"]
-        yield {"id": ids, "source": np.array(names), "reason": np.array(reasons), "pixels": pixels}
-
-
-class Embed:
-    """An actor that holds the encoder: pixels in, embeddings of length 1 in float16 out."""
-
-    def __init__(self, origin: tuple, digest: str):
-        from imgsim.encoder import load_encoder
-
-        self.encoder = load_encoder(*origin)
-        if self.encoder.digest != digest:
-            raise ValueError(f"The checkpoint {origin[0]!r} is another one on a worker than where the job was started.")
-
-    def __call__(self, batch: dict) -> pa.Table:
-        import torch
-
-        readable = np.flatnonzero(batch["reason"] == "")
-        vectors = np.zeros((len(batch["id"]), self.encoder.dim), np.float32)
-        size = max(1, self.encoder.micro_batch(len(readable)))
-        for start in range(0, len(readable), size):
-            rows = readable[start : start + size]
-            vectors[rows] = normalise(self.encoder.forward(torch.from_numpy(batch["pixels"][rows])))
-        reasons = np.where(np.isfinite(vectors).all(axis=1), batch["reason"], "its embedding holds no finite numbers")
-        columns = {"id": batch["id"], "embedding": as_lists(vectors.astype(np.float16)), "source": batch["source"]}
-        return pa.table(columns | {"reason": reasons, "ended": np.full(len(vectors), time.time())})
-
-
-class OpenAndEmbed(Embed):
-    """An actor that opens the images of pieces itself: on CPUs, moving pixels costs more than it gains."""
-
-    def __init__(self, origin: tuple, digest: str, *opening):
-        super().__init__(origin, digest)
-        self.opening = opening
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.concat_tables([Embed.__call__(self, part) for part in open_images(batch, *self.opening)])
-
-
 def save_embeddings(batch: pa.Table, target: Shards, job_id: str, rows: int) -> pa.Table:
     """Write the block of rows that makes a shard; count its images, bad ones among them, and by batch with its end."""
     numbers = np.unique(batch["id"].to_numpy() // rows)
@@ -231,7 +204,7 @@ def save_embeddings(batch: pa.Table, target: Shards, job_id: str, rows: int) -> 
         raise RuntimeError(f"{len(numbers)} shards came in one block.")
     readable = pc.equal(batch["reason"], "")
     bad = batch.filter(pc.invert(readable)).select(["id", "source", "reason"]).to_pylist()
-    table = batch.filter(readable).select(["id", "embedding", "source"])
+    table = batch.filter(readable).drop_columns(["reason", "ended"])
     write_embeddings(target, job_id, f"part-{numbers[0]:05}", table, bad)
     ended = np.stack(np.unique(batch["ended"].to_numpy(), return_counts=True), axis=1).tolist()
     return pa.table({"count": [batch.num_rows], "bad": [len(bad)], "example": [json.dumps(bad[:1])], "ended": [ended]})
@@ -239,5 +212,6 @@ def save_embeddings(batch: pa.Table, target: Shards, job_id: str, rows: int) -> 
 
 def write_embeddings(target: Shards, job_id: str, name: str, table: pa.Table, bad: list[dict]) -> None:
     """Write a shard: a table of id, embedding and source, in the order of the ids."""
-    rows = max(1, GROUP_BYTES // (2 * table["embedding"].type.list_size))
+    kind = table["embedding"].type
+    rows = max(1, GROUP_BYTES // (kind.byte_width if pa.types.is_fixed_size_binary(kind) else 2 * kind.list_size))
     target.write_table(name, job_id, with_metadata(table, **id_range(table), skipped=bad), rows)

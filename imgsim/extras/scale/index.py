@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,14 @@ from tqdm import tqdm
 
 from imgsim.extras.scale.buckets import nearest_codes
 from imgsim.extras.scale.build import embeddings_version, read_coder
-from imgsim.extras.scale.shards import Shards, SortedFile, as_array
+from imgsim.extras.scale.parts import SortedFile, read_footers, read_groups
+from imgsim.extras.scale.shards import Shards, as_array, vectors_in
 from imgsim.hashing import check_integer, code_dtype, normalise
 from imgsim.index import SETTINGS
 from imgsim.search.answers import SearchResult
 from imgsim.search.layout import has_starts
 from imgsim.search.snapshot import Snapshot
-from imgsim.search.storage import Blocks, array_specs, write_arrays
-from imgsim.search.threads import THREADS
+from imgsim.search.storage import MANIFEST, Blocks, array_specs, write_arrays
 
 
 class ShardedIndex:
@@ -38,7 +39,8 @@ class ShardedIndex:
 
     def __init__(self, folder, *, probes: int = 8, rerank: int | None = 200):
         self.tables, self.embeddings = Shards.at(folder, "index"), Shards.at(folder, "embeddings")
-        self.manifest, source = self.tables.manifest(), self.embeddings.manifest()
+        with ThreadPoolExecutor() as pool:  # both at once
+            self.manifest, source = pool.map(Shards.manifest, (self.tables, self.embeddings))
         if self.manifest["embeddings"] != embeddings_version(source):
             raise ValueError(
                 f"The embeddings in {str(folder)!r} have changed since the index was built: build it again."
@@ -51,6 +53,7 @@ class ShardedIndex:
         self.coder = read_coder(self.tables, files[0]["name"], self.hash_size, self.num_tables)
         self._part_files = {file["place"]: file["name"] for file in files if "place" in file}
         self._sketch_files, self._embedding_files = [file for file in files if "first" in file], source["files"]
+        self._sizes = {file["name"]: file["bytes"] for file in files + source["files"]}
         self._opened: dict[str, SortedFile] = {}
 
     def __len__(self) -> int:
@@ -76,8 +79,8 @@ class ShardedIndex:
             ranking = self._snapshot(np.empty((len(ids), 0), np.float32), ids, codes, sketches)
             rows, _, seen, _ = ranking.search(queries, max(1, min(rerank, len(ids))), probes, rerank, False)
             best = np.unique(rows[rows >= 0])
-        vectors = as_array(self._column(self.embeddings, self._embedding_files, ids[best], "embedding"), np.float16)
-        comparing = self._snapshot(normalise(vectors), ids[best], codes[best], sketches[best])
+        vectors = vectors_in(self._rows(self.embeddings, self._embedding_files, ids[best], "embedding")["embedding"])
+        comparing = self._snapshot(vectors, ids[best], codes[best], sketches[best])
         rows, cosines, held, compared = comparing.search(queries, top_k, probes, rerank, compare_all)
         found = np.where(rows >= 0, ids[best][rows], -1) if rows.size else rows
         short = ((0, 0), (0, min(top_k, len(self)) - found.shape[1]))  # fewer were compared than places are asked for
@@ -91,12 +94,14 @@ class ShardedIndex:
         return Snapshot.build(self.coder, vectors, ids, np.full(len(ids), -1), codes, sketches)
 
     def _all_ids(self) -> np.ndarray:
-        return np.concatenate([self.tables.read(file["name"])["id"].to_numpy() for file in self._sketch_files])
+        with ThreadPoolExecutor() as pool:
+            tables = list(pool.map(self.tables.read, (file["name"] for file in self._sketch_files)))
+        return np.concatenate([table["id"].to_numpy() for table in tables])
 
     def _sketches(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read the codes (c, L) and sketches (c, words + 1) of candidates with ids (c,), in order."""
-        columns = (self._column(self.tables, self._sketch_files, ids, name) for name in ("codes", "sketch"))
-        return tuple(map(as_array, columns, (code_dtype(self.hash_size), np.uint64)))
+        rows = self._rows(self.tables, self._sketch_files, ids, "codes", "sketch")
+        return as_array(rows["codes"], code_dtype(self.hash_size)), as_array(rows["sketch"], np.uint64)
 
     def _ids_in(self, codes: np.ndarray) -> np.ndarray:
         """Return the ids (c,), in order, in the buckets with these codes (m, L, b)."""
@@ -110,43 +115,51 @@ class ShardedIndex:
         wanted = wanted or [(self._part_files[0], np.empty(0, codes.dtype))]  # no queries: a table all the same
         return np.unique(self._select(self.tables, wanted, "hash", "id")["id"].to_numpy())
 
-    def _column(self, shards: Shards, files: list[dict], ids: np.ndarray, column: str) -> pa.ChunkedArray:
-        """Read a column for the candidates with these ids (c,), which ascend and are different."""
+    def _rows(self, shards: Shards, files: list[dict], ids: np.ndarray, *columns: str) -> pa.Table:
+        """Read columns for the candidates with these ids (c,), which ascend and are different."""
         begins = np.searchsorted(ids, [file["first"] for file in files])
         ends = np.searchsorted(ids, [file["last"] for file in files], "right")
         wanted = [(file["name"], ids[begin:end]) for file, begin, end in zip(files, begins, ends, strict=True)]
         wanted = [item for item in wanted if len(item[1])] or wanted[:1]  # so that there is a table, even an empty one
-        table = self._select(shards, wanted, "id", column)
+        table = self._select(shards, wanted, "id", *columns)
         if len(table) != len(ids):
             raise ValueError(f"'{shards.path}' lacks candidates that stand in the tables: build the index again.")
-        return table[column]
+        return table
 
-    def _select(self, shards: Shards, wanted: list[tuple[str, np.ndarray]], key: str, column: str) -> pa.Table:
-        """Read key and column of the rows of files whose key is among some values, see SortedFile.select."""
-
-        def read(item: tuple[str, np.ndarray]) -> pa.Table:
-            file, values = item
-            try:
-                if file not in self._opened:
-                    self._opened[file] = SortedFile(shards.open(file), key)
-                return self._opened[file].select(values, column)
-            except (OSError, pa.ArrowException) as error:
-                raise ValueError(shards.damaged(file)) from error
-
-        with ThreadPoolExecutor(THREADS) as pool:
-            return pa.concat_tables(pool.map(read, wanted))
+    def _select(self, shards: Shards, wanted: list[tuple[str, np.ndarray]], key: str, *columns: str) -> pa.Table:
+        """Read key and columns of the rows of files whose key is among some values: row groups that can hold them."""
+        unopened = {file: self._sizes[file] for file, _ in wanted if file not in self._opened}
+        for file, footer in read_footers(shards, unopened).items():
+            if isinstance(footer, Exception):
+                raise ValueError(shards.damaged(file)) from footer
+            self._opened[file] = SortedFile(footer, key)
+        groups = [(file, self._opened[file].footer, self._opened[file].groups(values)) for file, values in wanted]
+        selected = []
+        for (file, values), table in zip(wanted, read_groups(shards, groups, [key, *columns]), strict=True):
+            if isinstance(table, Exception):
+                raise ValueError(shards.damaged(file)) from table
+            selected.append(table.filter(np.isin(table[key].to_numpy(), values)))
+        return pa.concat_tables(selected)
 
     def sources(self, ids) -> list[str]:
         """Return where the images with these ids (c,) are: file, or file#row in a Parquet file."""
         ids, order = np.unique(ids, return_inverse=True)
-        sources = self._column(self.embeddings, self._embedding_files, ids, "source").to_pylist()
+        sources = self._rows(self.embeddings, self._embedding_files, ids, "source")["source"].to_pylist()
         return [sources[i] for i in order]
 
-    def export(self, folder) -> Path:
-        """Write the index to a folder that BuildLSHTable.load(folder, mapped=True) opens at once; return the folder.
+    def export(self, folder) -> str:
+        """Write the index to a folder that BuildLSHTable.load(folder, mapped=True) opens at once; return its address.
 
-        One shard or part of a table at a time is in memory, and 8 bytes per id.
+        One shard or part of a table at a time is in memory, and 8 bytes per id. A folder in a store is written on this
+        machine first, and sent there, its manifest last.
         """
+        target = Shards.at(folder)
+        if not target.local:
+            with TemporaryDirectory(prefix="imgsim-") as here:
+                self.export(here)
+                for path in sorted(Path(here).glob("*.*"), key=lambda path: path.name == MANIFEST):
+                    target.ask("put_file", str(path), f"{target.path}/{path.name}")
+            return str(folder)
 
         def read(shards: Shards, files: list[str], column: str) -> Iterator[pa.ChunkedArray]:
             for file in tqdm(files, f"exporting {column}", unit="file", delay=1):
@@ -169,7 +182,7 @@ class ShardedIndex:
             "ids": [ids],
             "labels": [np.full(len(self), -1)],
             "sketches": (as_array(column, np.uint64) for column in read(self.tables, sketches, "sketch")),
-            "vectors": (normalise(as_array(column, np.float16)) for column in vectors),
+            "vectors": map(vectors_in, vectors),
             "codes": [] if starts else hashes,
             "rows": (np.searchsorted(ids, column.to_numpy()) for column in read(self.tables, parts, "id")),
             "starts": self._starts(hashes) if starts else [],
@@ -180,7 +193,7 @@ class ShardedIndex:
         manifest = self.manifest | {"batch_size": 48, "probes": self.probes, "rerank": self.rerank}
         manifest = {name: manifest[name] for name in (*SETTINGS, "count", "build_seconds", "encoder")}
         write_arrays(folder, manifest, arrays | {"keys": np.empty(0, np.uint8)})
-        return Path(folder)
+        return str(folder)
 
     def _starts(self, hashes: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Return where the buckets of each table begin, one table after another."""

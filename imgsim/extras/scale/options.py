@@ -23,7 +23,14 @@ def add_steps(command: argparse.ArgumentParser) -> None:
     embed.add_argument("--dtype", default="float32", help=f"{HELP['dtype']} (default: float32)")
     embed.add_argument("--batch-size", type=int, default=48, help=f"{HELP['batch_size']} (default: 48)")
     embed.add_argument(
-        "--image-column", dest="column", metavar="NAME", help="column of the images, if there are several"
+        "--column",
+        "--image-column",
+        metavar="NAME",
+        help="column of Parquet files; of images it need not be named if there is only one",
+    )
+    embed.add_argument("--modality", default="image", help="image, text or sound (default: image)")
+    embed.add_argument(
+        "--stored-as", default="float16", help="float16, or int8 for half the bytes per image (default: float16)"
     )
     embed.add_argument("--num-gpus", type=float, default=0, help="GPUs per actor that holds the encoder (default: 0)")
     embed.add_argument("--concurrency", type=int, help="such actors (default: one per core; with GPUs, 1)")

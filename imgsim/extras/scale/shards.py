@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,6 +17,8 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from imgsim.extras.scale.parts import read_footers
+from imgsim.hashing import normalise
 from imgsim.search.storage import MANIFEST
 from imgsim.sources.cache import atomic_write
 from imgsim.sources.errors import first_line
@@ -46,8 +48,10 @@ class Shards:
         Raises:
             ValueError: there is no such file system.
         """
+        # s3fs would ask for the size of a file first, and read a large one in pieces, which ours are not.
+        options = {"max_concurrency": 1} if str(address[0]).startswith("s3://") else {}
         try:
-            fs, path = url_to_fs("/".join(map(str, address)))
+            fs, path = url_to_fs("/".join(map(str, address)), **options)
         except (ValueError, ImportError) as error:
             raise ValueError(f"{address[0]!r} is no address that can be reached: {first_line(error)}") from error
         return cls(fs, path.rstrip("/"))
@@ -61,7 +65,7 @@ class Shards:
         """Write a file, whole or not at all."""
         path = f"{self.path}/{file}"
         if not self.local:  # object stores know no half-written files
-            return self.fs.pipe_file(path, bytes(content))
+            return self.ask("pipe_file", path, bytes(content))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as beside:
             beside.write_bytes(content)
@@ -86,23 +90,43 @@ class Shards:
 
     def _files(self) -> Iterable[str]:
         self.fs.invalidate_cache()
-        return (path.removeprefix(f"{self.path}/") for path in self.fs.find(self.path))
+        return (path.removeprefix(f"{self.path}/") for path in self.ask("find", self.path))
 
-    def open(self, file: str) -> pq.ParquetFile:
-        """Open a file without reading more than where its parts are."""
-        path = f"{self.path}/{file}"
+    def ask(self, method: str, *arguments, **options):
+        """Call a method of the file system.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: the store failed, although its own library asked again.
+        """
         try:
-            return pq.ParquetFile(path if self.local else self.fs.open(path), page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(self.damaged(file)) from error
+            return getattr(self.fs, method)(*arguments, **options)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each library has its own
+            raise self.failure(error) from None
+
+    def failure(self, error: Exception) -> OSError:
+        """Return the error that says in a sentence that the store failed."""
+        if self.local and isinstance(error, OSError):
+            return error
+        return OSError(f"'{self.path}' cannot be reached: {first_line(error) or type(error).__name__}")
+
+    def fetch(self, ranges: Sequence[tuple[str, int | None, int | None]]) -> list[bytes | FileNotFoundError]:
+        """Read parts (file, first byte, end) of files, all at once where the store can; OSError if it fails."""
+        paths = [f"{self.path}/{file}" for file, _, _ in ranges]
+        starts, ends = [start for _, start, _ in ranges], [end for _, _, end in ranges]
+        contents = self.ask("cat_ranges", paths, starts, ends, on_error="return") if ranges else []
+        for content in contents:
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise self.failure(content)
+        return contents
 
     def read(self, file: str) -> pa.Table:
         """Read a whole file, and check that its bytes are those that were written."""
-        try:
-            content = self.fs.cat_file(f"{self.path}/{file}")
-        except OSError:
-            content = b""
-        if blake2b(content, digest_size=8).hexdigest() != FILE_NAME.fullmatch(file)["digest"]:
+        (content,) = self.fetch([(file, None, None)])
+        gone = isinstance(content, FileNotFoundError)
+        if gone or blake2b(content, digest_size=8).hexdigest() != FILE_NAME.fullmatch(file)["digest"]:
             raise ValueError(self.damaged(file))
         return pq.read_table(pa.BufferReader(content), use_threads=False)
 
@@ -119,7 +143,7 @@ class Shards:
         current = {entry["name"] for entry in manifest["files"]}
         for file in set(self._files()) - current:
             if FILE_NAME.fullmatch(UNFINISHED.sub("", file)):
-                self.fs.rm_file(f"{self.path}/{file}")
+                self.ask("rm_file", f"{self.path}/{file}")
 
     def manifest(self) -> dict:
         """Read what was published.
@@ -127,15 +151,16 @@ class Shards:
         Raises:
             ValueError: there is nothing, or another version wrote it.
         """
+        (content,) = self.fetch([(MANIFEST, None, None)])
         try:
-            manifest = json.loads(self.fs.cat_file(f"{self.path}/{MANIFEST}"))
+            if isinstance(content, FileNotFoundError):
+                raise ValueError(f"no {MANIFEST}")
+            manifest = json.loads(content)
             if manifest["format"] != FORMAT:
                 raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
             return manifest | {"files": list(manifest["files"])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"There are no finished shards in '{self.path}': {first_line(error) or 'no ' + MANIFEST}."
-            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"There are no finished shards in '{self.path}': {first_line(error)}.") from error
 
     def describe(self, job_id: str, names: list[str]) -> list[dict]:
         """Return, for a manifest, the files of a finished job in this order: name, bytes, rows, and their metadata."""
@@ -145,32 +170,16 @@ class Shards:
                 f"{lost[0]} is gone from '{self.path}': is another job at work there? Start this one again."
             )
 
-        def read(file: str) -> dict:
-            footer = self.open(file).metadata
-            metadata = json.loads((footer.metadata or {}).get(b"imgsim", b"{}"))
-            return {"name": file, "bytes": self.fs.size(f"{self.path}/{file}"), "rows": footer.num_rows} | metadata
-
+        files = [finished[name] for name in names]
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(read, (finished[name] for name in names)))
-
-
-class SortedFile:
-    """A file opened to look up rows by the column (key) that it is sorted by."""
-
-    def __init__(self, file: pq.ParquetFile, key: str):
-        self.file, self.key = file, key
-        column = file.schema_arrow.get_field_index(key)
-        groups = [file.metadata.row_group(i).column(column) for i in range(file.num_row_groups)]
-        bounds = [(group.statistics.min, group.statistics.max) for group in groups if group.num_values]
-        self.first, self.last = np.array(bounds, file.schema_arrow.field(key).type.to_pandas_dtype()).reshape(-1, 2).T
-
-    def select(self, values: np.ndarray, column: str) -> pa.Table:
-        """Read the row groups that can hold these values (v,), ascending, of the key; return the rows that have one."""
-        values = values.astype(self.first.dtype)
-        begins, ends = np.searchsorted(values, self.first), np.searchsorted(values, self.last, "right")
-        groups = np.flatnonzero(begins < ends).tolist()
-        table = self.file.read_row_groups(groups, [self.key, column], use_threads=False)
-        return table.filter(np.isin(table[self.key].to_numpy(), values))
+            sizes = dict(zip(files, pool.map(lambda file: self.ask("size", f"{self.path}/{file}"), files), strict=True))
+        entries = []
+        for file, footer in read_footers(self, sizes).items():
+            if isinstance(footer, Exception):
+                raise ValueError(self.damaged(file)) from footer
+            metadata = json.loads((footer.metadata or {}).get(b"imgsim", b"{}"))
+            entries.append({"name": file, "bytes": sizes[file], "rows": footer.num_rows} | metadata)
+        return entries
 
 
 def with_metadata(table: pa.Table, **metadata) -> pa.Table:
@@ -192,6 +201,11 @@ def as_array(column: pa.ChunkedArray, dtype) -> np.ndarray:
         flat = np.frombuffer(chunk.buffers()[1], dtype) if of_bytes else chunk.values.to_numpy()
         chunks.append(flat.reshape(-1, width)[chunk.offset : chunk.offset + len(chunk)])
     return np.concatenate(chunks)
+
+
+def vectors_in(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of embeddings, lists of float16 or bytes of int8, as vectors (n, d) of length 1 in float32."""
+    return normalise(as_array(column, np.int8 if pa.types.is_fixed_size_binary(column.type) else np.float16))
 
 
 def as_lists(array: np.ndarray) -> pa.Array:

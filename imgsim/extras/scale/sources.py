@@ -6,13 +6,10 @@ Workers import this to read; what only listing needs is imported there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from imgsim.extras.scale.parts import read_footers, read_groups
 from imgsim.extras.scale.shards import Shards
 from imgsim.sources.errors import first_line
 
@@ -49,12 +46,13 @@ class Images:
                 yield {"id": start, "count": stop - start, "files": self.files[start:stop]}
             return
         begin = 0  # the id of a row group's first image
-        for file, groups in zip(self.files, self.row_groups, strict=True):
+        for file, groups, version in zip(self.files, self.row_groups, self.version, strict=True):
             first_of_file = begin
             for group, size in enumerate(groups):
                 start, stop = max(first, begin), min(last, begin + size)
                 if start < stop:
                     where = {"group": group, "skip": start - begin, "row": start - first_of_file}
+                    where["bytes"] = int(version[0])
                     yield {"id": start, "count": stop - start, "files": [file], **where}
                 begin += size
 
@@ -74,10 +72,11 @@ def list_images(address, column: str | None = None) -> Images:
 
     address = str(address)
     folder = Shards.at(builtin_folder() / "train" if address == "builtin" else address)
+    folder.fs.invalidate_cache()  # others may have written since it was last listed
     try:
-        if folder.fs.isfile(folder.path):
+        if folder.ask("isfile", folder.path):
             parent, _, name = folder.path.rpartition("/")
-            versions = {name: file_version(folder.fs.info(folder.path))} if by_suffix(name) else {}
+            versions = {name: file_version(folder.ask("info", folder.path))} if by_suffix(name) else {}
             folder = Shards(folder.fs, parent)
         else:
             versions = list_files(folder)
@@ -109,7 +108,7 @@ def list_files(folder: Shards) -> dict[str, list]:
         infos = {str(path): folder.fs.info(str(path)) for path in paths}
     else:
         # To look into files, as on this machine, would take a request for each.
-        infos = {path: info for path, info in folder.fs.find(folder.path, detail=True).items() if by_suffix(path)}
+        infos = {path: info for path, info in folder.ask("find", folder.path, detail=True).items() if by_suffix(path)}
     names = {path: path.removeprefix(folder.path).lstrip("/") for path in sorted(infos)}
     return {name: file_version(infos[path]) for path, name in names.items() if "/." not in f"/{name}"}
 
@@ -125,39 +124,38 @@ def list_parquet(folder: Shards, address: str, versions: dict[str, list], column
 
     from imgsim.sources.parquet import image_column
 
-    def footer(name: str):
-        try:
-            with folder.fs.open(f"{folder.path}/{name}") as stream:
-                file = pq.ParquetFile(stream)
-                return file.schema_arrow, [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        except (OSError, pa.ArrowException) as error:
-            return first_line(error)
-
-    with ThreadPoolExecutor() as pool:
-        footers = dict(zip(versions, pool.map(footer, versions), strict=True))
-    good = {name: footer for name, footer in footers.items() if not isinstance(footer, str)}
-    bad = {name: reason for name, reason in footers.items() if name not in good}
+    sizes = {name: int(version[0]) for name, version in versions.items()}
+    footers = read_footers(folder, sizes)
+    good = {name: footer for name, footer in footers.items() if not isinstance(footer, Exception)}
+    bad = {name: first_line(error) for name, error in footers.items() if name not in good}
     skipped = [{"source": name, "reason": f"no Parquet file: {reason}"} for name, reason in bad.items()]
     if not good:
         raise ValueError(f"There are no images to embed at {address!r}: {skipped[0]['source']}: {skipped[0]['reason']}")
-    schema = next(iter(good.values()))[0]
+    schema = next(iter(good.values())).schema.to_arrow_schema()
     column = column or image_column(Features.from_arrow_schema(schema))
     if column not in schema.names:
         raise ValueError(f"{address!r} has no column {column or 'of images'}, only {', '.join(schema.names)}.")
-    row_groups = [sizes for _, sizes in good.values()]
+    row_groups = [[footer.row_group(i).num_rows for i in range(footer.num_row_groups)] for footer in good.values()]
     return Images(folder, list(good), row_groups, column, skipped, [versions[name] for name in good])
 
 
 def read_images(folder: Shards, column: str | None, piece: dict) -> list[tuple[str, object]]:
-    """Read the images of a piece, see `Images.pieces`: the source of each, and its content or why it cannot be read."""
-    paths = [f"{folder.path}/{name}" for name in piece["files"]]
+    """Read the images of a piece, see `Images.pieces`: the source of each, and its content or why it cannot be read.
+
+    Raises:
+        OSError: the store cannot be reached; what is no fault of an image does not count as one.
+    """
     if column is None:
-        contents = {} if folder.local else folder.fs.cat(paths, on_error="return")
-        return [(name, contents.get(path, Path(path))) for name, path in zip(piece["files"], paths, strict=True)]
-    sources = [f"{piece['files'][0]}#{row}" for row in range(piece["row"], piece["row"] + piece["count"])]
-    try:
-        with folder.fs.open(paths[0]) as stream:
-            rows = pq.ParquetFile(stream).read_row_group(piece["group"], [column], use_threads=False)[column]
-            return list(zip(sources, rows.slice(piece["skip"], piece["count"]).to_pylist(), strict=True))
-    except (OSError, pa.ArrowException) as error:
-        return [(source, error) for source in sources]
+        paths = [f"{folder.path}/{name}" for name in piece["files"]]
+        contents = (
+            list(map(Path, paths)) if folder.local else folder.fetch([(name, None, None) for name in piece["files"]])
+        )
+        return list(zip(piece["files"], contents, strict=True))
+    (file,) = piece["files"]
+    sources = [f"{file}#{row}" for row in range(piece["row"], piece["row"] + piece["count"])]
+    rows = read_footers(folder, {file: piece["bytes"]})[file]
+    if not isinstance(rows, Exception):
+        (rows,) = read_groups(folder, [(file, rows, [piece["group"]])], [column])
+    if isinstance(rows, Exception):
+        return [(source, rows) for source in sources]
+    return list(zip(sources, rows[column].slice(piece["skip"], piece["count"]).to_pylist(), strict=True))

@@ -21,11 +21,15 @@ pytest.importorskip("ray", reason="the extra scale is not installed")
 import psutil
 
 from imgsim import candidates_and_queries, load_encoder, load_images
+from imgsim.extras.modalities.encoders import load_dual_encoder
+from imgsim.extras.scale.actors import EmbedRows
 from imgsim.extras.scale.build import build_index
 from imgsim.extras.scale.cluster import TOKEN, cluster
 from imgsim.extras.scale.embed import embed_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.extras.scale.shards import Shards
+from imgsim.extras.scale.sources import list_images
+from imgsim.hashing import normalise
 from imgsim.index import BuildLSHTable
 from imgsim.search.candidates import arrays_of
 from imgsim.search.snapshot import Snapshot
@@ -76,53 +80,23 @@ def wait_for(condition, seconds=PATIENCE):
     return value
 
 
-def rows_of(folder):
-    """All (table, hash, id) rows that a folder's manifest stands for, in order."""
-    tables = Shards.at(folder, "index")
-    manifest, rows = tables.manifest(), []
-    for file in manifest["files"]:
-        if "place" in file:
-            part = tables.read(file["name"])
-            table = np.full(len(part), file["place"] >> manifest["top"])
-            rows.append(np.stack([table, part["hash"].to_numpy(), part["id"].to_numpy()]))
-    return np.concatenate(rows, axis=1).astype(np.int64)
-
-
-@pytest.fixture(scope="session")
-def assert_same(clear):
-    """A function that asserts: the tables on disk hold the rows of an index in memory, and searches give the same.
-
-    All but ties: shards are hashed one by one, and sums rounded otherwise may turn the sign of what lies on a plane.
-    """
-
-    def compare(folder, index, queries):
-        table, codes, ids = rows_of(folder)
-        np.testing.assert_array_equal(np.lexsort((ids, codes, table)), np.arange(index.num_tables * len(index)))
-        place, row = np.lexsort((ids, table)).reshape(index.num_tables, -1), np.argsort(index.ids)
-        assert (table[place] == np.arange(index.num_tables)[:, None]).all() and (ids[place] == index.ids[row]).all()
-        same = index.lsh.codes[row] == codes[place].T
-        assert same[clear(index.projection, index.vectors[row])].all() and same.mean() > 0.999
-        sharded = ShardedIndex(folder, probes=index.probes, rerank=index.rerank)
-        expected, found = index.search(queries), sharded.search(queries)
-        same = expected.ids == found.ids
-        np.testing.assert_array_equal(expected.cosines[same], found.cosines[same])
-        assert same.mean() > 0.95
-        for name in ("candidates_seen", "compared_exactly"):
-            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0.01, atol=1)
-
-    return compare
-
-
 def embeddings_of(folder):
     """Ids, embeddings and sources that a folder's manifest stands for."""
     shards = Shards.at(folder, "embeddings")
-    table = pq.read_table([f"{shards.path}/{file['name']}" for file in shards.manifest()["files"]])
+    table = pa.concat_tables([shards.read(file["name"]) for file in shards.manifest()["files"]])
     return table["id"].to_numpy(), np.stack(table["embedding"].to_numpy()), table["source"].to_pylist()
 
 
 def test_nobody_else_gets_into_the_folder_of_ray(ray_here):
     session = Path(ray_here._private.worker._global_node.get_session_dir_path())
     assert any(stat.S_IMODE(parent.stat().st_mode) == 0o700 for parent in session.parents)
+
+
+def test_ray_listens_on_loopback_only(ray_here):
+    ray_here.data.range(3).count()  # workers have started
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    ports = [one for process in ours for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+    assert ports and {one.laddr.ip for one in ports} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 def test_a_build_that_is_killed_is_not_seen_and_goes_on(tmp_path, joining, assert_same):
@@ -211,6 +185,51 @@ def test_images_are_embedded_as_in_one_process_and_missing_shards_again(
     build_index(work, **TABLES)
     assert_same(work, BuildLSHTable(**TABLES).build_from_embeddings(points, ids=ids), expected[:3])
     assert ShardedIndex(work).sources(ids[[4, 2, 4]]) == [sources[i] for i in (4, 2, 4)]
+
+
+def test_texts_are_embedded_with_those_left_out_that_are_none(tmp_path, refused):
+    texts = ["a red leaf", None, "a round leaf with spots", " ", "a yellow leaf", 7 * "a green leaf "]
+    (tmp_path / "texts").mkdir()
+    pq.write_table(pa.table({"caption": texts, "n": range(6)}), tmp_path / "texts" / "0.parquet", row_group_size=4)
+    settings = {"modality": "text", "concurrency": 1, "batch_size": 2}
+    manifest = embed_images(tmp_path / "texts", tmp_path, column="caption", stored_as="int8", **settings)
+    ids, points, sources = embeddings_of(tmp_path)
+    assert ids.tolist() == [0, 2, 4, 5] and sources[3] == "0.parquet#5"
+    assert [entry["source"] for entry in manifest["skipped"]] == ["0.parquet#1", "0.parquet#3"]
+    expected = load_dual_encoder()[1].embed([texts[i] for i in ids])
+    points = np.stack([np.frombuffer(row, np.int8) for row in points])
+    cosines = np.vecdot(normalise(points), normalise(expected))
+    assert cosines.min() > 0.9995
+    with refused("column"):
+        embed_images(tmp_path / "texts", tmp_path, **settings)
+
+
+def test_sounds_are_embedded_and_one_that_is_none_is_left_out(tmp_path, monkeypatch):
+    class Ear:
+        name, digest, dim = "ear", "1", 2
+
+        def embed(self, sounds):
+            if not all(sounds):
+                raise ValueError("A sound must be a row of finite numbers.")
+            return np.array([[np.mean(sound), 1] for sound in sounds])
+
+    pq.write_table(pa.table({"sound": [[1.0, 3.0], [], [2.0]]}), tmp_path / "0.parquet")
+    found = list_images(tmp_path, "sound")
+    (piece,) = found.pieces(0, 3)
+    table = EmbedRows(Ear, "1", "float16", found.folder, "sound", 2)(pa.Table.from_pylist([piece]))
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy())[[0, 2]], [[0.8944, 0.4472]] * 2, atol=1e-3)
+    assert table["reason"].to_pylist() == ["", "A sound must be a row of finite numbers.", ""]
+
+
+def test_eight_bits_find_what_sixteen_find(tmp_path):
+    points, found = cone(2000, 64), {}
+    for stored_as in ("float16", "int8"):
+        work = tmp_path / stored_as
+        files = store_embeddings(work, points, shard_rows=500, stored_as=stored_as)["files"]
+        build_index(work, **TABLES)
+        found[stored_as] = ShardedIndex(work).search(points[:100], 10).ids, sum(file["bytes"] for file in files)
+    same = [len(set(one) & set(other)) for one, other in zip(found["float16"][0], found["int8"][0], strict=True)]
+    assert np.mean(same) > 9.5 and found["int8"][1] < 0.65 * found["float16"][1]
 
 
 def test_real_embeddings_have_the_same_tables_and_answers(tmp_path, real, assert_same):

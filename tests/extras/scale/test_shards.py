@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from imgsim.extras.cli import main
 from imgsim.extras.runs.settings import short_digest
 from imgsim.extras.scale import sources
-from imgsim.extras.scale.embed import open_images, store_embeddings
+from imgsim.extras.scale.actors import open_images
+from imgsim.extras.scale.embed import store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
-from imgsim.extras.scale.shards import Shards, SortedFile, as_array, as_bytes, as_lists, with_metadata
+from imgsim.extras.scale.parts import SortedFile, read_footers, read_groups
+from imgsim.extras.scale.shards import Shards, as_array, as_bytes, as_lists, with_metadata
 from imgsim.extras.scale.sources import list_images, read_images
 from imgsim.images import candidates_and_queries
 
@@ -78,9 +80,10 @@ def test_a_damaged_or_missing_shard_is_named(shards, refused):
         with refused(name):
             shards.read(name)
     shards.fs.rm_file(f"{shards.path}/{name}")
-    for how in (shards.read, shards.open):
-        with refused(name):
-            how(name)
+    with refused(name):
+        shards.read(name)
+    (error,) = read_footers(shards, {name: 100}).values()
+    assert isinstance(error, FileNotFoundError)
 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=200), st.sets(st.integers(0, 310)), st.integers(1, 40))
@@ -88,14 +91,32 @@ def test_select_finds_all_rows_and_reads_no_group_without_need(keys, values, gro
     keys, values = np.sort(np.array(keys)), np.array(sorted(values), np.int64)
     shards = Shards(fsspec.filesystem("memory"), "/bucket/select")
     rows = pa.table({"hash": keys.astype(np.uint16), "id": np.arange(len(keys))})
-    file = shards.open(shards.write_table("part-00000", JOB, rows, group))
-    found = SortedFile(file, "hash").select(values.astype(np.uint64), "id")
+    name = shards.write_table("part-00000", JOB, rows, group)
+    footer = read_footers(shards, {name: shards.fs.size(f"/bucket/select/{name}")})[name]
+    groups = SortedFile(footer, "hash").groups(values.astype(np.uint64))
+    (found,) = read_groups(shards, [(name, footer, groups)], ["hash", "id"])
+    assert set(np.flatnonzero(np.isin(keys, values))) <= set(found["id"].to_pylist())
+    found = found.filter(np.isin(found["hash"].to_numpy(), values))
     assert found["id"].to_pylist() == np.flatnonzero(np.isin(keys, values)).tolist()
-    found = SortedFile(file, "id").select(values, "hash")
-    np.testing.assert_array_equal(found["hash"].to_numpy(), keys[values[values < len(keys)]])
-    with mock.patch.object(file, "read_row_groups", wraps=file.read_row_groups) as reads:
-        SortedFile(file, "id").select(values, "hash")
-    assert reads.call_args.args[0] == np.unique(values[values < len(keys)] // group).tolist()
+    groups = SortedFile(footer, "id").groups(values)
+    assert groups == np.unique(values[values < len(keys)] // group).tolist()
+
+
+@pytest.mark.parametrize("column", ["id", "source"])
+def test_only_what_is_asked_for_is_read_in_one_round(column, shards):
+    """A footer longer than expected takes one more."""
+    tables = [table(start, 4000) for start in (0, 4000)]
+    names = [shards.write_table(f"part-0000{i}", JOB, tables[i], 4) for i in range(2)]
+    sizes = {name: shards.fs.size(f"{shards.path}/{name}") for name in names}
+    with mock.patch.object(Shards, "fetch", autospec=True, side_effect=Shards.fetch) as fetch:
+        footers = read_footers(shards, sizes)
+        assert fetch.call_count == 2
+        wanted = [(names[0], footers[names[0]], [2, 3, 9]), (names[1], footers[names[1]], [0])]
+        found = list(read_groups(shards, wanted, [column]))
+        assert fetch.call_count == 3
+    read = sum(end - start for _, start, end in fetch.call_args.args[1])
+    assert found[0].equals(pa.concat_tables([tables[0].slice(8, 8), tables[0].slice(36, 4)]).select([column]))
+    assert found[1].equals(tables[1].slice(0, 4).select([column])) and read < 1000
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
