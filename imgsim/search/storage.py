@@ -18,7 +18,7 @@ from filelock import FileLock
 from imgsim.hashing import code_dtype
 from imgsim.search.coder import SKETCH_BITS, as_factors
 from imgsim.search.layout import has_starts
-from imgsim.sources.cache import sync_folder, write_json
+from imgsim.sources.cache import BESIDE, sync_folder, write_json
 
 FORMAT = 5  # of an index's folder
 MANIFEST = "manifest.json"
@@ -103,11 +103,8 @@ def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray | Blocks])
     """
     folder = Path(folder).expanduser()
     own = re.compile(rf"\.lock|\.?[\d-]*({'|'.join(arrays)})-[0-9a-f]{{16}}\.npy")
-    if (
-        folder.exists()
-        and not is_array_folder(folder)
-        and not all(own.fullmatch(path.name) for path in folder.iterdir())
-    ):
+    there = [path.name for path in folder.iterdir()] if folder.exists() and not is_array_folder(folder) else []
+    if not all(own.fullmatch(name) or BESIDE.fullmatch(name) for name in there):
         raise ValueError(f"{str(folder)!r} holds other files: an index wants a folder of its own.")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # of two that save at once, the later one wins whole

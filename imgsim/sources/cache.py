@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
+
+BESIDE = re.compile(r"\.imgsim-[0-9a-f]{16}\..*")  # a file that is being written, or that a kill has left
+DAY = 86400  # seconds
 
 
 def cache_folder(name: str = "") -> Path:
@@ -49,9 +54,14 @@ def cache_megabytes() -> float:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a path to write to that replaces `path` at the end, or vanishes on an error."""
+    """Give a path to write to that replaces `path` at the end, or vanishes on an error; old remains are removed."""
     path = Path(path).expanduser()
-    beside = path.with_name(f".{token_hex(8)}{path.suffix}")  # threads, and containers with one cache, share a number
+    for remains in path.parent.glob(".imgsim-*"):
+        with suppress(OSError):  # another process may remove it, too
+            if BESIDE.fullmatch(remains.name) and remains.lstat().st_mtime < time.time() - DAY:
+                remains.unlink()
+    # Threads, and containers with one cache, share a process number.
+    beside = path.with_name(f".imgsim-{token_hex(8)}{path.suffix}")
     try:
         yield beside
         with open(beside, "r+b") as stream:

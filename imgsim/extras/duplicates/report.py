@@ -22,7 +22,7 @@ from imgsim.extras.duplicates.pairs import calibrate, check_threshold, find_dupl
 from imgsim.extras.runs.gallery import Picture, write_gallery
 from imgsim.images import load_images
 from imgsim.index import BuildLSHTable
-from imgsim.sources.cache import atomic_write, write_json
+from imgsim.sources.cache import BESIDE, atomic_write, write_json
 from imgsim.sources.decode import FORMATS
 from imgsim.sources.errors import require
 from imgsim.sources.splits import stored_images
@@ -124,7 +124,8 @@ def check_output(folder: Path) -> None:
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(f"{str(folder)!r} cannot be written to: {str(above)!r} is a file, or may not be changed.")
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    there = {name for name in names if not BESIDE.fullmatch(name)}
     if there - FILES or (there and "duplicates.csv" not in there):
         raise ValueError(f"{str(folder)!r} holds other files: a report wants a folder of its own (--output).")
 

@@ -19,7 +19,7 @@ from imgsim.extras.runs.inputs import all_images, check_apart, digests_of, find_
 from imgsim.extras.runs.report import read_result, write_report
 from imgsim.extras.runs.settings import complete_settings, run_name, short_digest
 from imgsim.images import candidates_and_queries, labels_of, load_images
-from imgsim.sources.cache import write_json
+from imgsim.sources.cache import BESIDE, write_json
 from imgsim.sources.errors import require
 from imgsim.sources.splits import fingerprint, image_key, stored_images
 
@@ -84,7 +84,8 @@ def fresh_folder(folder: Path) -> Iterator[None]:
 def others_in(folder: Path) -> list[Path]:
     """Return the files in a folder that no run wrote, relative to it."""
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    return [name for name in (path.relative_to(folder) for path in paths) if not OWN.fullmatch(name.as_posix())]
+    names = [path.relative_to(folder) for path in paths]
+    return [name for name in names if not (OWN.fullmatch(name.as_posix()) or BESIDE.fullmatch(name.name))]
 
 
 def remove_run(folder: Path, successor: Path) -> None:

@@ -21,7 +21,7 @@ from imgsim.extras.runs.report import write_report
 from imgsim.extras.runs.run import NOTEBOOK_TOOLS, execute
 from imgsim.extras.runs.settings import DEFAULTS
 from imgsim.extras.sweeps.points import DISK_FULL, prepare_jobs, read_points, record_failure
-from imgsim.sources.cache import atomic_write, write_json
+from imgsim.sources.cache import BESIDE, atomic_write, write_json
 from imgsim.sources.errors import require
 
 REPORT = "06_sweep_report"
@@ -33,7 +33,8 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Make the folder if it is missing, and keep other sweeps out of it."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "sweep.json").exists():
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if "sweep.json" not in there and not all(map(BESIDE.fullmatch, there)):
         raise ValueError(f"{str(folder)!r} holds other files: a sweep wants a folder of its own (--output).")
     try:
         folder.mkdir(parents=True, exist_ok=True)
