@@ -11,7 +11,7 @@ from imgsim.sources.errors import print_skipped
 from imgsim.sources.folder import load_folder, split_named
 from imgsim.sources.hub import locate
 from imgsim.sources.names import split_source
-from imgsim.sources.parquet import is_parquet_folder, load_parquet
+from imgsim.sources.parquet import is_parquet_folder, load_parquet, tables_beside
 from imgsim.sources.splits import labels_of
 
 
@@ -39,6 +39,7 @@ def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
         raise ValueError(f"dataset {str(source)!r}: a folder of image files has no columns, only splits.")
     else:
         images, skipped = load_folder(folder)
+        skipped += tables_beside(folder)
         split = split and (split_named(split) or split)
     if split and split not in images:
         raise ValueError(f"dataset {str(source)!r}: there is no split {split!r}, only {', '.join(images)}.")

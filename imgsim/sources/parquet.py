@@ -9,22 +9,35 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, DatasetDict, Features, Image, Value, load_dataset
 
 from imgsim.sources.decode import find_unreadable
-from imgsim.sources.folder import find_images
+from imgsim.sources.folder import find_images, printable_path
 from imgsim.sources.splits import stored_images
 
 
 def is_parquet_folder(folder: Path) -> bool:
-    """Tell whether a folder holds Parquet files of images, hidden ones apart, or of anything and no image file."""
-    files = [path for path in folder.rglob("*.parquet") if "/." not in f"/{path.relative_to(folder).as_posix()}"]
-    return any(map(holds_images, files)) or (bool(files) and next(find_images(folder), None) is None)
+    """Tell whether the data of a folder are its Parquet files: they hold as many images as there are image files."""
+    files = parquet_files(folder)
+    return bool(files) and sum(map(count_images, files)) >= sum(1 for _ in find_images(folder))
 
 
-def holds_images(file: Path) -> bool:
-    """Tell whether a column of a Parquet file holds images."""
+def parquet_files(folder: Path) -> list[Path]:
+    """Return the Parquet files in a folder, hidden ones apart."""
+    return [path for path in folder.rglob("*.parquet") if "/." not in f"/{path.relative_to(folder).as_posix()}"]
+
+
+def tables_beside(folder: Path) -> list[dict[str, str]]:
+    """List the Parquet files of images in a folder of more image files, as [{"path", "reason"}]: they are not read."""
+    tables = [printable_path(path.relative_to(folder)) for path in parquet_files(folder) if count_images(path)]
+    return [{"path": table, "reason": "Parquet beside image files"} for table in tables]
+
+
+def count_images(file: Path) -> int:
+    """Return how many rows a Parquet file has, if a column of it holds images, else 0; 1 if it is damaged."""
     try:
-        return image_column(Features.from_arrow_schema(pq.read_schema(file))) is not None
-    except (OSError, ValueError, pa.ArrowException):  # damaged
-        return False
+        kept = pq.read_metadata(file)
+        features = Features.from_arrow_schema(kept.schema.to_arrow_schema())
+        return kept.num_rows if image_column(features) else 0
+    except (OSError, ValueError, pa.ArrowException):
+        return 1
 
 
 def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[DatasetDict, list[dict[str, str]]]:
@@ -36,10 +49,12 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
     Raises:
         ValueError: a file is damaged, there is no such column, or no image can be read.
     """
-    if beside := next(find_images(folder), None):
-        raise ValueError(f"dataset {source!r} holds Parquet files of images, and image files such as {str(beside)!r}.")
+    beside = [printable_path(path.relative_to(folder)) for path in find_images(folder)]
     try:
-        images = load_dataset(str(folder), options.get("config"))
+        if beside and "config" not in options:  # of files of several kinds, datasets would take the most numerous
+            images = load_dataset("parquet", data_dir=str(folder))
+        else:
+            images = load_dataset(str(folder), options.get("config"))
     except Exception as error:  # a damaged file, or several configurations to choose from
         words = " ".join(str(error).split("\n")[:2])
         raise ValueError(f"dataset {source!r} cannot be loaded: {words}") from error
@@ -59,7 +74,7 @@ def load_parquet(folder: Path, source: str, options: dict[str, str]) -> tuple[Da
     if not any(map(len, images.values())):
         first = f": {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
         raise ValueError(f"dataset {source!r} holds no readable image{first}.")
-    return images, skipped
+    return images, skipped + [{"path": path, "reason": "beside Parquet files of images"} for path in beside]
 
 
 def name_columns(images: DatasetDict, options: dict[str, str]) -> DatasetDict:

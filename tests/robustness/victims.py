@@ -68,7 +68,8 @@ class Save(Victim):
 
     def finished(self):
         self.intact()
-        assert len(BuildLSHTable.load(self.output)) == 301 and len(list(self.output.glob("*.npy"))) == 11  # hidden ones, too
+        files = list(self.output.glob("*.npy"))  # hidden ones, too
+        assert len(BuildLSHTable.load(self.output)) == 301 and len(files) == 11
 
 
 class FirstSave(Save):
@@ -125,7 +126,7 @@ class Find(Victim):
 
     def finished(self):
         assert {path.name for path in self.index.place.iterdir()} >= {"index", "manifest.json", "lock"}
-        assert len(list(self.index.place.glob("*.npz"))) == 1
+        assert len(list(self.index.place.glob("*.npz"))) <= 2  # what is not needed any more goes with the next change
 
 
 class Command(Victim):

@@ -67,3 +67,9 @@ def test_home_is_home(tmp_path, monkeypatch):
     write_json("~/a.json", 1)
     show(plot_images([np.zeros((9, 9, 3), np.uint8)], ["x"]), "~/results", "a")
     assert names(tmp_path) == ["a.json", "index", "results"]
+
+
+def test_a_first_save_that_was_killed_before_its_manifest_is_no_obstacle(tmp_path):
+    (tmp_path / f".imgsim-{'0' * 16}.json").touch()
+    write_arrays(tmp_path, {}, {"a": np.zeros(3)})
+    assert read_arrays(tmp_path, [], ["a"])[1]["a"].tolist() == [0, 0, 0]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -74,3 +75,14 @@ def test_json_that_cannot_be_written_leaves_what_was_there(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"a": object()})
     assert (tmp_path / "a.json").read_text() == "1\n" and names(tmp_path) == ["a.json"]
+
+
+def test_remains_of_a_kill_go_after_a_day_and_what_others_wrote_never(tmp_path):
+    old, new, other = (f".imgsim-{'0' * 15}{i}.json" for i in "123")
+    names = [old, new, other.removesuffix(".json"), ".imgsim-notes.json", ".0123456789abcdef.json"]
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / new)
+    write_json(tmp_path / "a.json", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *names} - {old}

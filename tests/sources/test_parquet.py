@@ -169,11 +169,29 @@ def test_images_as_plain_bytes_in_a_column_called_image(tmp_path, pictures):
     assert load_images(tmp_path)["train"][2]["image"].size == (40, 30)
 
 
-def test_images_in_parquet_beside_image_files_are_not_chosen_between(publish, pictures, draw, refused):
+@pytest.mark.parametrize("stray", [1, 3])
+def test_stray_pictures_beside_images_in_parquet_change_nothing_but_are_said(stray, publish, pictures, draw, capsys):
+    columns = {"image": pictures(3), "label": [0, 1, 1]}
+    splits = {"train": columns, "test": {name: column[:2] for name, column in columns.items()}}
+    folder = publish(splits, {"image": Image(), "label": ClassLabel(names=["a", "b"])})
+    before = load_images(folder)
+    for i in range(stray):
+        draw(i).save(folder / f"logo {i}.png")
+    images = load_images(folder)
+    assert {name: split["labels"][:] for name, split in images.items()} == {"train": [0, 1, 1], "test": [0, 1]}
+    assert images["train"].features == before["train"].features
+    assert [entry["path"] for entry in images.skipped] == [f"logo {i}.png" for i in range(stray)]
+    assert "logo 0.png" in capsys.readouterr().out
+
+
+def test_a_stray_table_of_images_beside_photos_changes_nothing_but_is_said(publish, pictures, draw):
     folder = publish({"train": {"image": pictures(2)}}, {"image": Image()})
-    draw(0).save(folder / "logo.png")
-    with refused("logo.png"):
-        load_images(folder)
+    for i in range(4):
+        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
+        draw(i).save(folder / "ab"[i % 2] / f"{i}.png")
+    images = load_images(folder)
+    assert images["train"]["labels"][:] == [0, 0, 1, 1]
+    assert [entry["path"] for entry in images.skipped] == ["data/train-00000-of-00001.parquet"]
 
 
 def test_a_data_set_without_images_is_refused(publish, refused):

@@ -425,6 +425,16 @@ def test_a_killed_run_is_cleared_away_and_what_it_meant_to_replace_is_kept(tmp_p
     assert sorted(path.name for path in folder.iterdir()) == ["run.json", "thoughts.md"] and not before.exists()
 
 
+def test_a_run_that_was_killed_while_it_was_cleared_away_is_no_obstacle(tmp_path):
+    folder, before = tmp_path / "run", tmp_path / ".run.imgsim" / "before"
+    (folder / "figures").mkdir(parents=True), before.mkdir(parents=True)
+    (folder / "figures" / "01-map.png").touch()  # all that is left of it
+    (before / "run.json").touch()
+    with pytest.raises(KeyboardInterrupt), fresh_folder(folder):
+        raise KeyboardInterrupt
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_run_that_was_killed_at_its_very_end_is_whole(fails, tmp_path, capsys):
     folder, before = tmp_path / "run", tmp_path / ".run.imgsim" / "before"
