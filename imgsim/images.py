@@ -38,8 +38,7 @@ def load_images(source: str | os.PathLike = "builtin") -> DatasetDict:
     elif set(options) - {"split"}:
         raise ValueError(f"dataset {str(source)!r}: a folder of image files has no columns, only splits.")
     else:
-        images, skipped = load_folder(folder)
-        skipped += tables_beside(folder)
+        images, skipped = load_folder(folder, tables_beside(folder))
         split = split and (split_named(split) or split)
     if split and split not in images:
         raise ValueError(f"dataset {str(source)!r}: there is no split {split!r}, only {', '.join(images)}.")

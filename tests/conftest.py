@@ -148,6 +148,7 @@ def in_this_process(monkeypatch):
             names = {}
             for cell in manager.nb.cells:
                 if cell.cell_type == "code":
-                    exec(TransformerManager().transform_cell(cell.source), names)
+                    source = cell.source.replace('assert "torch" not in sys.modules', "")  # here it is
+                    exec(TransformerManager().transform_cell(source), names)
 
     monkeypatch.setitem(papermill_engines._engines, None, InThisProcess)

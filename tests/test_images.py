@@ -410,3 +410,11 @@ def test_the_real_beans(real):
     beans = load_images(real / "beans")
     assert {name: len(split) for name, split in beans.items()} == leaves.SPLITS
     assert beans["test"].features["labels"].names == list(leaves.CLASSES)
+
+
+def test_a_class_that_unicode_spells_in_two_ways_is_one(tmp_path, draw):
+    for number, name in enumerate(("caf\u00e9", "cafe\u0301", "tea")):
+        (tmp_path / name).mkdir()
+        draw(number).save(tmp_path / name / "1.png")
+    images = load_images(tmp_path)["train"]
+    assert images.features["labels"].names == ["caf\u00e9", "tea"] and sorted(images["labels"]) == [0, 0, 1]

@@ -72,8 +72,9 @@ def builtin_folder() -> Path:
     code = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("builtin.py", "leaves.py"))
     folder = cache_folder() / f"leaves-{blake2b(code, digest_size=4).hexdigest()}"  # other code, other images
     with FileLock(f"{folder}.lock"):  # of several processes that want them one renders, and the others wait
+        for remains in folder.parent.glob(f".{folder.name}-*"):  # of a rendering that was killed
+            shutil.rmtree(remains, ignore_errors=True)
         if len(list(folder.rglob("*.jpg"))) != sum(SPLITS.values()):  # not there, or not all of it any more
-            for remains in (folder, *folder.parent.glob(f".{folder.name}-*")):
-                shutil.rmtree(remains, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             render_folder(folder)
         return folder

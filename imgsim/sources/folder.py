@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 from imgsim.sources.decode import find_unreadable, starts_like_image
 
@@ -32,8 +33,12 @@ class ImageFile:
     label: str | None = None
 
 
-def load_folder(folder: Path) -> tuple[DatasetDict, list[dict[str, str]]]:
+def load_folder(folder: Path, beside: list[dict[str, str]]) -> tuple[DatasetDict, list[dict[str, str]]]:
     """Load [around/][split/][class/][deeper/]name; folders around everything have no meaning.
+
+    Args:
+        folder: of the images.
+        beside: what else is left out, as [{"path", "reason"}].
 
     Returns:
         The splits, and what was left out as [{"path", "reason"}].
@@ -61,7 +66,7 @@ def load_folder(folder: Path) -> tuple[DatasetDict, list[dict[str, str]]]:
     read_labels(files, folder)
     labels = sorted({file.label for file in files if file.label is not None})
     splits = {split: [file for file in files if file.split == split] for split in ("train", "validation", "test")}
-    return DatasetDict({split: as_dataset(chosen, labels) for split, chosen in splits.items() if chosen}), skipped
+    return DatasetDict({split: as_dataset(chosen, labels) for split, chosen in splits.items() if chosen}), skipped + beside
 
 
 def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -146,7 +151,9 @@ def read_splits(files: list[ImageFile]) -> None:
 
 def read_labels(files: list[ImageFile], folder: Path) -> None:
     """Read labels from the first folders if there are at least two; prints why these are no classes."""
-    classes = {file.folders[0] for file in files if file.folders}
+    # Unicode spells an accent in two ways, and a copy from one system to another may change which.
+    names = {file.folders[0]: normalize("NFC", file.folders[0]) for file in files if file.folders}
+    classes = set(names.values())
     outside = [printable_path(file.path.relative_to(folder)) for file in files if not file.folders]
     if len(classes) < 2:
         return
@@ -157,7 +164,7 @@ def read_labels(files: list[ImageFile], folder: Path) -> None:
         print("The folders are named by date, which is no class: there are no labels.")
     else:
         for file in files:
-            file.label = file.folders[0]
+            file.label = names[file.folders[0]]
 
 
 def as_dataset(files: list[ImageFile], labels: list[str]) -> Dataset:

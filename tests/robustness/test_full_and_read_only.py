@@ -2,10 +2,7 @@
 
 import errno
 import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +100,7 @@ def test_a_command_that_cannot_write_its_output_says_so(
     said = one_sentence(capsys)
     assert "No space" in said or "full" in said or "Read-only" in said or "cannot be written" in said, said
     finished = {"run.json", "report.html"} & {path.name for path in (place / "output").glob("*")}
-    assert not finished and not [path for path in place.rglob(".imgsim-*")]
+    assert not finished and not list(place.rglob(".imgsim-*"))
     reopen()
     assert main(arguments) == 0 and (place / "output" / "report.html").exists()
 

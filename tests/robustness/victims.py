@@ -97,7 +97,7 @@ class Embed(Victim):
         assert np.array_equal(self.encoder.embed(self.images), self.encoder.embed(self.images))
 
     def finished(self):
-        assert len(list(Path(os.environ["IMGSIM_CACHE"], "embeddings").glob("*.npz"))) == 1
+        assert len(list(Path(os.environ["IMGSIM_CACHE"], "embeddings").glob("[!.]*.npz"))) == 1
 
 
 class Draw(Victim):
@@ -193,7 +193,8 @@ def notebooks_in_this_process():
             names = {}
             for cell in manager.nb.cells:
                 if cell.cell_type == "code":
-                    exec(TransformerManager().transform_cell(cell.source), names)
+                    source = cell.source.replace('assert "torch" not in sys.modules', "")  # here it is
+                    exec(TransformerManager().transform_cell(source), names)
 
     papermill_engines._engines[None] = InThisProcess
 
