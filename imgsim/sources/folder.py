@@ -65,8 +65,9 @@ def load_folder(folder: Path, beside: list[dict[str, str]]) -> tuple[DatasetDict
     drop_common_folders(files)
     read_labels(files, folder)
     labels = sorted({file.label for file in files if file.label is not None})
+    skipped += beside
     splits = {split: [file for file in files if file.split == split] for split in ("train", "validation", "test")}
-    return DatasetDict({split: as_dataset(chosen, labels) for split, chosen in splits.items() if chosen}), skipped + beside
+    return DatasetDict({split: as_dataset(chosen, labels) for split, chosen in splits.items() if chosen}), skipped
 
 
 def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
