@@ -208,7 +208,7 @@ def test_a_version_appears_when_it_is_whole_and_a_store_out_of_reach_ends_the_jo
 def test_what_another_process_has_written_is_seen(bucket):
     """File systems remember listings."""
     shards = Shards.at(bucket, "shards")
-    others = Shards(fsspec.filesystem("s3", skip_instance_cache=True), shards.path)
+    others = Shards(fsspec.filesystem("s3", **shards.fs.storage_options, skip_instance_cache=True), shards.path)
     for number in range(2):
         table = pa.table({"id": [number]})
         assert others.read(shards.write_table(f"part-{number}", "12345678", table, 1)).equals(table)
