@@ -221,9 +221,10 @@ def test_photos_that_vanish_are_left_out_and_a_store_that_fails_is_no_fault_of_t
     store.fails = lambda method, path: "gone" if "1-red.2" in path else None
     errors = [name for name, content in read_images(images.folder, None, piece) if isinstance(content, Exception)]
     assert errors == ["1-red.2.png"]
-    store.fails = lambda *_: "5xx"
+    store.fails = lambda method, path: "5xx" if "1-red.2" in path else None
     with pytest.raises(OSError, match="cannot be reached"):
         read_images(images.folder, None, piece)
+    store.fails = lambda *_: "5xx"
     with pytest.raises(ValueError, match="photos"):
         list_images(photos)
 
