@@ -169,7 +169,6 @@ def built(two_nodes, store):
 
 def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
     """Manifests, projection; tables, sketches and embeddings, of each the footers and the rows."""
-    size = sum(file["bytes"] for name in ("index", "embeddings") for file in Shards.at(built, name).manifest()["files"])
     store.reset()
     with mock.patch.object(Shards, "fetch", autospec=True, side_effect=Shards.fetch) as fetch:
         index = ShardedIndex(built, probes=0, rerank=10)
@@ -178,7 +177,7 @@ def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
     assert set(store.requests) == {"GET"} and store.requests["GET"] <= 3 + 2 * (10 + 7 + 7) + 20
     before = store.requests["GET"]
     index.search(cone(1)[0])
-    assert store.requests["GET"] - before <= before / 2 and store.bytes < size
+    assert store.requests["GET"] - before <= before / 2
 
 
 def test_a_version_appears_when_it_is_whole_and_a_store_out_of_reach_ends_the_job(nodes, bucket, store, assert_same):
