@@ -54,6 +54,7 @@ class ShardedIndex:
         self._part_files = {file["place"]: file["name"] for file in files if "place" in file}
         self._sketch_files, self._embedding_files = [file for file in files if "first" in file], source["files"]
         self._sizes = {file["name"]: file["bytes"] for file in files + source["files"]}
+        self._footers = {file["name"]: file["footer"] for file in files + source["files"] if "footer" in file}
         self._opened: dict[str, SortedFile] = {}
 
     def __len__(self) -> int:
@@ -129,7 +130,7 @@ class ShardedIndex:
     def _select(self, shards: Shards, wanted: list[tuple[str, np.ndarray]], key: str, *columns: str) -> pa.Table:
         """Read key and columns of the rows of files whose key is among some values: row groups that can hold them."""
         unopened = {file: self._sizes[file] for file, _ in wanted if file not in self._opened}
-        for file, footer in read_footers(shards, unopened).items():
+        for file, footer in read_footers(shards, unopened, self._footers).items():
             if isinstance(footer, Exception):
                 raise ValueError(shards.damaged(file)) from footer
             self._opened[file] = SortedFile(footer, key)

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 TAIL = 1 << 16  # bytes at the end of a file that are read for its footer; a longer one takes a second read
 
 
-def read_footers(shards: Shards, sizes: dict[str, int]) -> dict[str, pq.FileMetaData | Exception]:
+def read_footers(
+    shards: Shards, sizes: dict[str, int], footers: dict[str, int] | None = None
+) -> dict[str, pq.FileMetaData | Exception]:
     """Read the footers of files of so many bytes, all at once where the store can; of a file without one, say why.
+
+    `footers` says how many bytes they take, where that is known.
 
     Raises:
         OSError: the store cannot be reached.
     """
     tails: dict[str, bytes | Exception] = {}
-    wanted = dict.fromkeys(sizes, TAIL)
+    wanted = {file: (footers or {}).get(file, TAIL) for file in sizes}
     while wanted:
         ranges = [(file, max(0, sizes[file] - size), sizes[file]) for file, size in wanted.items()]
         tails |= zip(wanted, shards.fetch(ranges), strict=True)

@@ -163,7 +163,7 @@ class Shards:
             raise ValueError(f"There are no finished shards in '{self.path}': {first_line(error)}.") from error
 
     def describe(self, job_id: str, names: list[str]) -> list[dict]:
-        """Return, for a manifest, the files of a finished job in this order: name, bytes, rows, and their metadata."""
+        """Return, for a manifest, the files of a finished job in this order: name, bytes, rows and such, metadata."""
         finished = self.finished(job_id)
         if lost := [name for name in names if name not in finished]:
             raise ValueError(
@@ -178,7 +178,8 @@ class Shards:
             if isinstance(footer, Exception):
                 raise ValueError(self.damaged(file)) from footer
             metadata = json.loads((footer.metadata or {}).get(b"imgsim", b"{}"))
-            entries.append({"name": file, "bytes": sizes[file], "rows": footer.num_rows} | metadata)
+            entry = {"name": file, "bytes": sizes[file], "footer": footer.serialized_size + 8, "rows": footer.num_rows}
+            entries.append(entry | metadata)
         return entries
 
 

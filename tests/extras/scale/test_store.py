@@ -169,7 +169,6 @@ def built(two_nodes, store):
 
 def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
     """Manifests, projection; tables, sketches and embeddings, of each the footers and the rows."""
-    size = sum(file["bytes"] for name in ("index", "embeddings") for file in Shards.at(built, name).manifest()["files"])
     store.reset()
     with mock.patch.object(Shards, "fetch", autospec=True, side_effect=Shards.fetch) as fetch:
         index = ShardedIndex(built, probes=0, rerank=10)
@@ -178,7 +177,7 @@ def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
     assert set(store.requests) == {"GET"} and store.requests["GET"] <= 3 + 2 * (10 + 7 + 7) + 20
     before = store.requests["GET"]
     index.search(cone(1)[0])
-    assert store.requests["GET"] - before <= before / 2 and store.bytes < size
+    assert store.requests["GET"] - before <= before / 2
 
 
 def test_a_version_appears_when_it_is_whole_and_a_store_out_of_reach_ends_the_job(nodes, bucket, store, assert_same):
@@ -208,7 +207,7 @@ def test_a_version_appears_when_it_is_whole_and_a_store_out_of_reach_ends_the_jo
 def test_what_another_process_has_written_is_seen(bucket):
     """File systems remember listings."""
     shards = Shards.at(bucket, "shards")
-    others = Shards(fsspec.filesystem("s3", skip_instance_cache=True), shards.path)
+    others = Shards(fsspec.filesystem("s3", **shards.fs.storage_options, skip_instance_cache=True), shards.path)
     for number in range(2):
         table = pa.table({"id": [number]})
         assert others.read(shards.write_table(f"part-{number}", "12345678", table, 1)).equals(table)
@@ -221,9 +220,10 @@ def test_photos_that_vanish_are_left_out_and_a_store_that_fails_is_no_fault_of_t
     store.fails = lambda method, path: "gone" if "1-red.2" in path else None
     errors = [name for name, content in read_images(images.folder, None, piece) if isinstance(content, Exception)]
     assert errors == ["1-red.2.png"]
-    store.fails = lambda *_: "5xx"
+    store.fails = lambda method, path: "5xx" if "1-red.2" in path else None
     with pytest.raises(OSError, match="cannot be reached"):
         read_images(images.folder, None, piece)
+    store.fails = lambda *_: "5xx"
     with pytest.raises(ValueError, match="photos"):
         list_images(photos)
 
