@@ -168,13 +168,13 @@ def built(two_nodes, store):
 
 
 def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
-    """Manifests, projection; tables, sketches and embeddings, of each the footers and the rows."""
+    """Manifests, projection; of tables, sketches and embeddings the footers and the rows; sources of the matches."""
     store.reset()
     with mock.patch.object(Shards, "fetch", autospec=True, side_effect=Shards.fetch) as fetch:
         index = ShardedIndex(built, probes=0, rerank=10)
         index.search(cone(1)[0])
-    assert fetch.call_count == 2 + 1 + 2 * 3
-    assert set(store.requests) == {"GET"} and store.requests["GET"] <= 3 + 2 * (10 + 7 + 7) + 20
+    assert fetch.call_count == 2 + 1 + 2 * 3 + 1
+    assert set(store.requests) == {"GET"} and store.requests["GET"] <= 3 + 2 * (10 + 7 + 7) + 30
     before = store.requests["GET"]
     index.search(cone(1)[0])
     assert store.requests["GET"] - before <= before / 2
