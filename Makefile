@@ -15,7 +15,7 @@ FILE ?= params/sweep.yaml
 CACHE = $${IMGSIM_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/imgsim}
 HEX = [0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]
 
-.PHONY: run sweep check test lab notebooks address pins clean
+.PHONY: run sweep check test long lab notebooks address pins clean
 
 run: $(READY) ## notebooks 01 to 04, on the built-in images or on DATASET= CHECKPOINT= HASH_SIZE= NUM_TABLES= OUTPUT=
 	$(BIN)/python -m imgsim run $(OPTIONS)
@@ -27,13 +27,16 @@ check: $(READY_TO_TEST) ## lint, types and the tests of the core, in under a min
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not notebook and not extra" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not (slow or long or notebook or extra)" tests
 
-test: $(READY_TO_TEST) ## everything that is promised, on two cores, without a network
+test: $(READY_TO_TEST) ## everything that is promised, on two cores, without a network; make long has the rest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long" \
 		--nbval --nbval-sanitize-with tests/notebooks/nbval.cfg tests notebooks/0[1-9]*.ipynb
+
+long: $(READY_TO_TEST) ## work that is killed, nodes that are lost, disks that are full: some minutes more
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m long tests
 
 lab: $(READY) ## JupyterLab with this environment's kernel: ARGS="--no-browser --port 9999"
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) notebooks

@@ -12,7 +12,7 @@ from imgsim.extras.cli import main
 from imgsim.sources import builtin
 
 POINTS = np.random.default_rng(0).standard_normal((3000, 64)).astype(np.float32)
-pytestmark = [pytest.mark.slow, pytest.mark.extra]
+pytestmark = [pytest.mark.long, pytest.mark.extra]
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_command_that_cannot_write_its_output_says_so(
     assert main(arguments) == 0 and (place / "output" / "report.html").exists()
 
 
-def test_find_embeddings_and_leaves_do_without_a_cache(closed, image_folder, encoder, capsys, monkeypatch):
+def test_loading_and_embedding_do_without_a_cache(closed, image_folder, encoder, capsys, monkeypatch):
     place, close, _ = closed
     monkeypatch.setenv("IMGSIM_CACHE", str(place / "cache"))
     monkeypatch.setattr(builtin, "SPLITS", {"train": 6, "validation": 3, "test": 3})

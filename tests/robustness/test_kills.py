@@ -14,7 +14,7 @@ pytest.importorskip("papermill", reason="the extra notebooks is not installed")
 QUICK = {"save": 12, "first-save": 12, "embed": 6, "draw": 9, "find": 6, "duplicates": 6, "run": 3, "sweep": 3}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.extra
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
 @pytest.mark.parametrize("command", QUICK)

@@ -108,6 +108,7 @@ def lose_a_node(nodes, job, *arguments, **settings):
     thread.join(PATIENCE)
 
 
+@pytest.mark.long
 def test_all_steps_in_buckets_on_two_nodes_although_requests_fail(
     nodes, store, bucket, photos, checkpoint, encoder, image_folder, assert_same, capsys, tmp_path
 ):
@@ -137,6 +138,7 @@ def test_all_steps_in_buckets_on_two_nodes_although_requests_fail(
     assert_same(work, BuildLSHTable.load(tmp_path, mapped=True), expected[:5])
 
 
+@pytest.mark.long
 def test_a_node_lost_while_images_are_embedded_costs_nothing(nodes, bucket, photos, checkpoint):
     job = threading.Thread(
         target=embed_images,
@@ -151,6 +153,7 @@ def test_a_node_lost_while_images_are_embedded_costs_nothing(nodes, bucket, phot
     assert ids.tolist() == list(range(48)) and np.isfinite(points).all()
 
 
+@pytest.mark.long
 def test_a_node_lost_while_tables_are_built_costs_nothing(nodes, bucket, assert_same):
     work, points = f"{bucket}/work", cone(1500)
     store_embeddings(work, points, shard_rows=60)
@@ -167,6 +170,7 @@ def built(two_nodes, store):
     return "s3://built/work"
 
 
+@pytest.mark.long
 def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
     """Manifests, projection; of tables, sketches and embeddings the footers and the rows; sources of the matches."""
     store.reset()
@@ -180,6 +184,7 @@ def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
     assert store.requests["GET"] - before <= before / 2
 
 
+@pytest.mark.long
 def test_a_version_appears_when_it_is_whole_and_a_store_out_of_reach_ends_the_job(nodes, bucket, store, assert_same):
     work, points, written = f"{bucket}/work", cone(300), []
     store_embeddings(work, points, shard_rows=100)
@@ -228,6 +233,7 @@ def test_photos_that_vanish_are_left_out_and_a_store_that_fails_is_no_fault_of_t
         list_images(photos)
 
 
+@pytest.mark.long
 def test_a_slow_store_is_asked_again_within_bounds(built, store, monkeypatch, refused):
     """How long and how often is for botocore to say, whose settings fsspec hands over."""
     monkeypatch.setitem(
