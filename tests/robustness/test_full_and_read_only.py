@@ -117,3 +117,15 @@ def test_loading_and_embedding_do_without_a_cache(closed, image_folder, encoder,
     assert np.allclose(made, encoder.embed(list(images["image"])), atol=1e-5)
     assert all("cache" in str(warning.message) for warning in warned)
     assert not list(place.rglob(".imgsim-*"))
+
+
+def test_find_answers_whether_its_cache_can_be_written_or_not(closed, image_folder, checkpoint, capsys, monkeypatch):
+    place, close, _ = closed
+    monkeypatch.setenv("IMGSIM_CACHE", str(place / "cache"))
+    photo = sorted(image_folder.rglob("*.png"))[0]
+    arguments = ["find", str(photo), str(image_folder), "--checkpoint", str(checkpoint), "--top-k", "1", "--paths"]
+    (place / "cache").mkdir()
+    close(0)
+    for _ in range(2):
+        assert main(arguments) == 0
+        assert capsys.readouterr().out == f"{photo}\n"

@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from imgsim.sources.cache import atomic_write
+from imgsim.sources.cache import atomic_write, best_effort
 
 BATCH = 1024  # images whose embeddings are written together: when work is killed, no more are lost
 
@@ -51,7 +51,8 @@ def embed_files(encoder, files: dict[int, str], place: Path) -> tuple[dict[int, 
 
 def keep_embeddings(place: Path, digest: str, embeddings: dict[int, np.ndarray]) -> None:
     """Write embeddings (d,) by content, of the encoder with this digest."""
-    with atomic_write(place / f"{digest}-{min(embeddings)}.npz") as beside, open(beside, "wb") as stream:
+    file = place / f"{digest}-{min(embeddings)}.npz"
+    with best_effort(), atomic_write(file) as beside, open(beside, "wb") as stream:
         np.savez(stream, contents=list(embeddings), embeddings=list(embeddings.values()))
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from hashlib import blake2b
 from importlib.metadata import version
@@ -26,7 +26,7 @@ from imgsim.extras.runs.inputs import find_inputs
 from imgsim.extras.runs.settings import complete_settings
 from imgsim.index import DRIFT, BuildLSHTable
 from imgsim.search.layout import default_hash_size
-from imgsim.sources.cache import cache_folder, write_json
+from imgsim.sources.cache import best_effort, cache_folder, write_json
 from imgsim.sources.decode import DECODER_VERSION, open_image
 from imgsim.sources.folder import ImageFile, as_dataset, file_signature, printable
 from imgsim.sources.hub import locate
@@ -122,11 +122,12 @@ class FolderIndex:
         if not wanted:
             raise ValueError(f"{os.fspath(self.folder)!r} holds no image that can be read.")
         self.index = index if index and set(index.ids.tolist()) == wanted.keys() else self._renew(index, before, wanted)
-        if self.files != before or manifest.get("made_with") != made_with:
-            names = {"folder": str(self.folder.resolve()), "checkpoint": self.checkpoint}
-            write_json(self.place / MANIFEST, names | {"made_with": made_with, "files": self.files})
-        # The newest one names the checkpoint that was used last; a file system's own clock ticks too slowly for this.
-        os.utime(self.place / MANIFEST, ns=(time.time_ns(),) * 2)
+        with best_effort():
+            if self.files != before or manifest.get("made_with") != made_with:
+                names = {"folder": str(self.folder.resolve()), "checkpoint": self.checkpoint}
+                write_json(self.place / MANIFEST, names | {"made_with": made_with, "files": self.files})
+            # The newest one names the checkpoint that was used last; file systems' own clocks tick too slowly for this.
+            os.utime(self.place / MANIFEST, ns=(time.time_ns(),) * 2)
 
     def _renew(self, index: BuildLSHTable | None, before: dict[str, File], wanted: dict[int, str]) -> BuildLSHTable:
         """Make an index of the entries wanted, id -> key, from one of the files before, and save it.
@@ -157,9 +158,10 @@ class FolderIndex:
                 index = None
         if index is None:
             index = BuildLSHTable(self.encoder, **SETTINGS).build_from_embeddings(np.stack(vectors), **added)
-        index.save(self.place / "index")
-        for file in self.place.glob("*.npz"):
-            file.unlink()
+        with best_effort():
+            index.save(self.place / "index")
+            for file in self.place.glob("*.npz"):
+                file.unlink()
         return index
 
     def embed(self, photos: Sequence[str | os.PathLike], crop: tuple[int, ...] | None = None) -> np.ndarray:
@@ -225,17 +227,17 @@ def text_digest(text: str) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock, and say so if another process has to finish first."""
-    lock = FileLock(path)
+    """Hold a lock, and say so if another process has to finish first; where nothing can be written, none is needed."""
+    lock, held = FileLock(path), nullcontext()
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         print("Another process is at work on this folder's index: waiting for it.", file=sys.stderr)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    except OSError:
+        pass
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def last_checkpoint(known_as: Path) -> str | None:
