@@ -17,7 +17,8 @@ from imgsim.search.layout import Tables, compress, sort_tables
 from imgsim.search.probing import OUT_OF_RANGE
 from imgsim.search.threads import THREADS, run_blocks
 
-LEAST, MOST = 16, 256  # queries that a thread answers at a time
+MOST = 256  # queries that a thread answers at a time
+WORTH = 2_000_000  # starting threads takes as long as looking at some of so many candidates
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Snapshot:
         queries = np.ascontiguousarray(queries)
         if not rows.size:
             return found
-        size = min(max(len(queries) // (4 * THREADS), LEAST), MOST)
+        size = min(max(len(queries) // (4 * THREADS), WORTH // (20_000 + len(self.ids))), MOST)
 
         def answer(first: int) -> int:
             block = slice(first, first + size)

@@ -69,7 +69,7 @@ class Save(Victim):
     def finished(self):
         self.intact()
         files = list(self.output.glob("*.npy"))  # hidden ones, too
-        assert len(BuildLSHTable.load(self.output)) == 301 and len(files) == 11
+        assert len(BuildLSHTable.load(self.output)) == 301 and len(files) == 12
 
 
 class FirstSave(Save):
