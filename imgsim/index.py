@@ -194,8 +194,7 @@ class BuildLSHTable:
         now = self._built().current
         queries = normalise(self._check_embeddings(embeddings))
         rows, cosines, seen, compared = now.search(queries, top_k, self.probes, self.rerank)
-        ids, keys = np.where(rows < 0, -1, now.ids[rows]), np.where(rows < 0, "", now.keys[rows])
-        return SearchResult(ids, cosines, seen, compared, keys)
+        return SearchResult(np.where(rows < 0, -1, now.ids[rows]), cosines, seen, compared, rows, now.keys)
 
     def query(self, image, top_k: int | None = 5, verbose: bool = True) -> Matches:
         """Find the images most similar to one image (a path, bytes, a PIL image or an array); top_k None: all."""

@@ -44,13 +44,14 @@ class Tuning:
 def estimate_cost(settings: dict, seen: float, compared: float, dim: int) -> float:
     """Estimate how many microseconds a query takes: products, look-ups, sketches, exact cosines.
 
-    The weights were fitted to times measured on one core. Unlike a time the estimate is the same on every run, so
-    that the choice can be repeated.
+    The weights were fitted to times measured on one core; candidates seen count twice, as the sketches of a large index
+    do not stay in a processor's cache. Unlike a time the estimate is the same on every run, so that the choice can be
+    repeated.
     """
     bits = settings["hash_size"] * settings["num_tables"]
     outer = settings["hash_size"] if settings["planes"] == "principal" else bits
     lookups = settings["num_tables"] * min(1 + settings["probes"], 1 << settings["hash_size"])
-    return 1 + dim * (outer + dim) / 27000 + lookups / 37 + seen * (0.01 + 0.000005 * dim) + compared * dim / 9000
+    return 1 + dim * (outer + dim) / 27000 + lookups / 37 + seen * (0.015 + 0.000005 * dim) + compared * dim / 9000
 
 
 def tune(index, queries, recall: float = 0.9, top_k: int = 10) -> Tuning:

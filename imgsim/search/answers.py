@@ -62,14 +62,20 @@ class SearchResult:
         ids: (m, t) int64, short rows padded with -1; cosines: (m, t) float32, padded with NaN; t is top_k, or the
             number of candidates if that is less.
         candidates_seen: (m,) in the buckets looked up; compared_exactly: (m,) by their cosine.
-        keys: (m, t) texts such as paths, "" if there is none.
+        rows: (m, t) of the answers among the entries, -1 for padding; known: (n,) the entries' keys.
     """
 
     ids: np.ndarray
     cosines: np.ndarray
     candidates_seen: np.ndarray
     compared_exactly: np.ndarray
-    keys: np.ndarray
+    rows: np.ndarray
+    known: np.ndarray
+
+    @cached_property  # most who search many times want ids alone
+    def keys(self) -> np.ndarray:
+        """(m, t) texts such as paths, "" if there is none."""
+        return np.where(self.rows < 0, "", self.known[self.rows])
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a table with the columns query, rank, id, key and cosine; padding is left out."""

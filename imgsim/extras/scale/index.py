@@ -87,9 +87,9 @@ class ShardedIndex:
         short = ((0, 0), (0, min(top_k, len(self)) - found.shape[1]))  # fewer were compared than places are asked for
         found, cosines = np.pad(found, short, constant_values=-1), np.pad(cosines, short, constant_values=np.nan)
         wanted = np.unique(found[found >= 0])
-        names = np.array(["", *self.sources(wanted)], object)
-        keys = names[np.where(found >= 0, np.searchsorted(wanted, found) + 1, 0)]
-        return SearchResult(found, cosines, held if seen is None else seen, compared, keys)
+        keys = np.array(["", *self.sources(wanted)], object)
+        rows = np.where(found >= 0, np.searchsorted(wanted, found) + 1, -1)
+        return SearchResult(found, cosines, held if seen is None else seen, compared, rows, keys)
 
     def _snapshot(self, vectors: np.ndarray, ids: np.ndarray, codes: np.ndarray, sketches: np.ndarray) -> Snapshot:
         return Snapshot.build(self.coder, vectors, ids, np.full(len(ids), -1), codes, sketches)
