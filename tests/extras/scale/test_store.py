@@ -181,7 +181,7 @@ def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
     assert set(store.requests) == {"GET"} and store.requests["GET"] <= 3 + 2 * (10 + 7 + 7) + 30
     before = store.requests["GET"]
     index.search(cone(1)[0])
-    assert store.requests["GET"] - before <= before / 2
+    assert store.requests["GET"] - before < before * 2 / 3  # neither manifests nor footers
 
 
 @pytest.mark.long
