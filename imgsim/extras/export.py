@@ -15,7 +15,8 @@ import numpy as np
 
 from imgsim.index import BuildLSHTable
 from imgsim.search.keys import printable_keys
-from imgsim.sources.cache import atomic_write, write_json
+from imgsim.search.storage import write_manifest
+from imgsim.sources.cache import atomic_write
 from imgsim.sources.errors import require
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def push_to_hub(
         made_with = manifest["encoder"]
         if os.path.exists(made_with["name"] or ""):  # others have no use for a path on this machine
             made_with["name"] = os.path.basename(made_with["name"])
-            write_json(folder / "manifest.json", manifest)
+            write_manifest(folder, manifest)
         numbers = {key: value for key, value in manifest.items() if isinstance(value, (int, float))} | dict(
             metrics or {}
         )

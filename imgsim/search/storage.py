@@ -112,7 +112,7 @@ def write_arrays(folder, manifest: dict, arrays: dict[str, np.ndarray | Blocks])
         libraries = {name: version(name) for name in ("numpy", "torch", "transformers")}
         sync_folder(folder)  # the arrays are on disk before the manifest names them
         content = {"format": FORMAT} | manifest | {"versions": libraries, "arrays": digests}
-        write_json(folder / MANIFEST, content | {"digest": manifest_digest(content)})
+        write_manifest(folder, content)
         for stale in set(folder.glob("*.npy")) - {folder / f"{name}-{digest}.npy" for name, digest in digests.items()}:
             if own.fullmatch(stale.name):
                 stale.unlink()
@@ -189,6 +189,11 @@ def read_manifest(folder: Path, settings: Iterable[str], names: Iterable[str]) -
         reason = f"{error!r} is missing from {MANIFEST}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{str(folder)!r} holds no index that can be read: {reason}.") from error
     return manifest
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    """Write a manifest, sealed with a digest of itself."""
+    write_json(folder / MANIFEST, manifest | {"digest": manifest_digest(manifest)})
 
 
 def manifest_digest(manifest: dict) -> str:

@@ -118,3 +118,14 @@ def test_an_index_goes_to_the_hub_and_comes_back(index, tmp_path, monkeypatch):
     assert "| hash_size | 4 |" in card and "| recall_at_10 | 0.987 |" in card and "200 images" in card
     again = export.load_from_hub("me/leaves").search(index.vectors[:20], 5)
     assert np.array_equal(again.ids, expected(index).ids) and np.array_equal(again.cosines, expected(index).cosines)
+
+
+def test_a_path_on_this_machine_does_not_go_to_the_hub(images, encoder, tmp_path, monkeypatch):
+    StubHub.root = tmp_path
+    monkeypatch.setattr("huggingface_hub.HfApi", StubHub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", StubHub.snapshot_download)
+    index = BuildLSHTable(encoder, hash_size=2, num_tables=2).build(images["train"])
+    export.push_to_hub(index, "me/noise")
+    assert str(encoder.name) not in (tmp_path / "me" / "noise" / "manifest.json").read_text()
+    again = export.load_from_hub("me/noise", encoder)
+    assert np.array_equal(again.search(index.vectors, 3).ids, index.search(index.vectors, 3).ids)

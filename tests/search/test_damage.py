@@ -10,7 +10,7 @@ import pytest
 from imgsim import BuildLSHTable
 from imgsim.index import SETTINGS
 from imgsim.search.candidates import arrays_of
-from imgsim.search.storage import ARRAYS, LAZY, manifest_digest, write_arrays
+from imgsim.search.storage import ARRAYS, LAZY, write_arrays, write_manifest
 from imgsim.sources.cache import write_json
 
 POINTS = np.random.default_rng(8).standard_normal((300, 16)).astype(np.float32)
@@ -110,7 +110,7 @@ def test_a_manifest_names_no_files_elsewhere(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     np.save(tmp_path / "elsewhere-0.npy", np.load(next(folder.glob("vectors-*"))))
     manifest["arrays"]["vectors"] = "/../../elsewhere-0"
-    write_json(folder / "manifest.json", manifest | {"digest": manifest_digest(manifest)})
+    write_manifest(folder, manifest)
     assert answer(folder, mapped=True) == "refused"
 
 
