@@ -156,7 +156,7 @@ class BuildLSHTable:
         coder = Coder(projection, draw_rotation(vectors.shape[1], self.seed))
         candidates = Candidates.build(coder, vectors, ids, labels, keys)
         self.dim, self.hash_size, self._candidates = embeddings.shape[1], hash_size, candidates
-        self._made_with = self._encoder.describe() if self._encoder else NO_ENCODER
+        self._made_with = self._encoder.describe() if self._encoder else self._made_with
         self.build_seconds = time.perf_counter() - start
         candidates.snapshot.warm_up()
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -157,17 +158,15 @@ class Candidates:
             ValueError: there is no such id or key.
         """
         ids = np.atleast_1d(ids)
-        if ids.size and all(isinstance(key, str) for key in ids.ravel()[:1]):
+        if ids.size and isinstance(ids.flat[0], (str, os.PathLike)):
             now = self.snapshot
-            ids = now.ids[has_key(now.keys, ids)]
+            ids = now.ids[has_key(now.keys, check_keys(ids.size, ids.ravel()))]
         if ids.dtype == bool:
             if ids.shape != (known := self.snapshot.ids).shape:
                 raise ValueError(f"A mask needs one value for each of the {len(known)} candidates, not {ids.shape}.")
             ids = known[ids]
         if ids.size and ids.dtype.kind not in "iu":
-            raise ValueError(
-                f"Candidates are removed by whole numbers, by keys or by a mask, not by {ids.tolist()[0]!r}."
-            )
+            raise ValueError(f"Candidates are removed by ids, by keys or by a mask, not by {ids.tolist()[0]!r}.")
         ids = np.unique(ids.astype(np.int64))
         with self._lock:
             state, now = self._state, self.current

@@ -38,6 +38,11 @@ def temporary_cache() -> TemporaryDirectory:
     return TemporaryDirectory(prefix="imgsim-")
 
 
+def outlives_process(path: Path) -> bool:
+    """Tell whether a path in the cache stays when the process ends."""
+    return not (temporary_cache.cache_info().currsize and path.is_relative_to(temporary_cache().name))
+
+
 @contextmanager
 def best_effort() -> Iterator[None]:
     """Write to the cache if that is possible; if not, say so and go on."""

@@ -18,7 +18,7 @@ def first_line(error: BaseException) -> str:
 def say(error: Exception) -> str:
     """Return what an error says to somebody at a command line, in one sentence."""
     said = str(getattr(error, "evalue", error)).strip()  # a notebook's error says more than its execution's
-    if os.strerror(errno.ENOSPC) in said:
+    if any(os.strerror(full) in said for full in (errno.ENOSPC, errno.EDQUOT)):
         return "The disk is full: make room on it, or let --output or IMGSIM_CACHE name another place."
     return said.partition("\n")[0] or f"stopped by {getattr(error, 'ename', type(error).__name__)}"
 

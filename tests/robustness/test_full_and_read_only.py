@@ -129,3 +129,7 @@ def test_find_answers_whether_its_cache_can_be_written_or_not(closed, image_fold
     for _ in range(2):
         assert main(arguments) == 0
         assert capsys.readouterr().out == f"{photo}\n"
+    assert main(["index", *arguments[2:5]]) == 1  # there is no folder to print
+    said = capsys.readouterr()
+    assert "no place to keep the index" in said.err and not said.out
+    assert main([*arguments, "--open"]) == 0 and capsys.readouterr().out == f"{photo}\n"

@@ -23,6 +23,7 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(modules, com
     ("error", "said"),
     [
         (OSError(28, "No space left on device"), "The disk is full: make room on it"),
+        (OSError(122, "Disk quota exceeded"), "The disk is full: make room on it"),
         (ValueError("first\nsecond"), "first"),
         (RuntimeError(), "stopped by RuntimeError"),
     ],

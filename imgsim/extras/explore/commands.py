@@ -19,8 +19,9 @@ def explore(command: argparse.ArgumentParser):
     command.add_argument("--output", metavar="HTML", default="explore.html", help="the file (default: explore.html)")
 
     def work(options):
-        from imgsim.extras.explore.page import read_data, write_page
+        from imgsim.extras.explore.page import check_target, read_data, write_page
 
+        check_target(options.output)  # before the images are embedded, which may take long
         print(f"Page: {write_page(read_data(options.dataset, options.checkpoint), options.output)}")
 
     return work

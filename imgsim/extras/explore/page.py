@@ -28,6 +28,7 @@ ASSETS = PACKAGE / "assets"
 DIMENSIONS = 16  # of the points on the page, if the embeddings have as many: the last one is that of the cone
 MOST, TILE = 1400, 44  # images on a page of at most 2 MB, and the pixels of a thumbnail's side
 QUALITY = 55  # of the thumbnails
+TITLE = b"<title>Locality-sensitive hashing, to be moved by hand</title>"
 
 
 def reduce_points(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -61,10 +62,10 @@ def page_data(images, vectors: np.ndarray, names: list[str]) -> dict:
         names: n captions.
 
     Raises:
-        ValueError: there are fewer than three images.
+        ValueError: there are fewer than three images, or their embeddings have one dimension.
     """
-    if len(vectors) < 3:
-        raise ValueError(f"A map needs at least three images, and there are {len(vectors)}.")
+    if len(vectors) < 3 or vectors.shape[1] < 2:
+        raise ValueError(f"A map needs three images and two dimensions at least, not {vectors.shape}.")
     rows = np.arange(0, len(vectors), -(-len(vectors) // MOST))
     points, origin, kept = reduce_points(vectors[rows])
     columns = int(np.ceil(np.sqrt(len(rows))))
@@ -102,6 +103,15 @@ def read_data(source: str = "builtin", checkpoint: str = "builtin") -> dict:
         for row, (file, label) in enumerate(zip(files, labels, strict=True))
     ]
     return page_data(images, normalise(encoder.embed(images)), names)
+
+
+def check_target(target: str | os.PathLike) -> None:
+    """Raise a ValueError if a page cannot be written here, or another file would be lost."""
+    path = Path(target).expanduser()
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}.")
+    if path.is_dir() or (path.exists() and TITLE not in path.read_bytes()[:500]):
+        raise ValueError(f"{str(path)!r} is there, and is no page of imgsim explore: choose another --output.")
 
 
 def write_page(data: dict, target: str | os.PathLike) -> Path:

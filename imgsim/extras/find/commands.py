@@ -64,9 +64,13 @@ def index(command: argparse.ArgumentParser):
     command.add_argument("--quiet", action="store_true", help="no progress and no remarks")
 
     def work(options):
+        from imgsim.sources.cache import outlives_process
+
         with only_the_answer(options.quiet):
-            place = open_folder(options.folder, options.checkpoint, shown=None).place
-        print(place / "index")
+            kept = open_folder(options.folder, options.checkpoint, shown=None)
+        if not (kept.saved and outlives_process(kept.place)):
+            raise ValueError("There is no place to keep the index in: let IMGSIM_CACHE name another one.")
+        print(kept.place / "index")
 
     return work
 
@@ -170,10 +174,13 @@ def find_answer(options: argparse.Namespace) -> str:
     if options.open:
         import webbrowser
 
+        from imgsim.sources.cache import best_effort
+
         page = kept.place / "answer.html"
-        form.write_page(answers, folder, page)
-        print(f"Page: {page}", file=sys.stderr)
-        webbrowser.open(page.as_uri())
+        with best_effort():
+            form.write_page(answers, folder, page)
+            print(f"Page: {page}", file=sys.stderr)
+            webbrowser.open(page.as_uri())
     if options.only_paths:
         return form.as_paths(answers, "\0" if options.null else "\n")
     return (form.as_json if options.json else form.as_csv if options.csv else form.as_text)(answers)

@@ -56,7 +56,7 @@ class FolderIndex:
     Attributes:
         index: over the images; its encoder is not loaded until something has to be embedded.
         files: path relative to the folder -> what is known of the file.
-        embedded: how many images had to be embedded just now.
+        embedded: how many images had to be embedded just now; saved: whether the index is in the cache as it is now.
 
     Args:
         folder: of images; nothing is written into it.
@@ -78,7 +78,7 @@ class FolderIndex:
     ):
         if not os.path.isdir(folder):
             raise ValueError(f"{os.fspath(folder)!r} is no folder of images.")
-        self.folder, self.embedded = Path(folder), 0
+        self.folder, self.embedded, self.saved = Path(folder), 0, True
         known_as = cache_folder(f"folders/{text_digest(os.path.realpath(folder))}")
         checkpoint = checkpoint or last_checkpoint(known_as) or (default() if default else "builtin")
         self.checkpoint = find_inputs(complete_settings({"checkpoint": checkpoint}))[0]["checkpoint"]
@@ -158,8 +158,10 @@ class FolderIndex:
                 index = None
         if index is None:
             index = BuildLSHTable(self.encoder, **SETTINGS).build_from_embeddings(np.stack(vectors), **added)
+        self.saved = False
         with best_effort():
             index.save(self.place / "index")
+            self.saved = True
             for file in self.place.glob("*.npz"):
                 file.unlink()
         return index

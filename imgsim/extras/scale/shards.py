@@ -25,7 +25,6 @@ from imgsim.sources.errors import first_line
 
 FORMAT = 1  # of the manifest; its words for a file's name, a part and prefix_bits are name, place and top
 FILE_NAME = re.compile(r"(?P<name>[\w=/-]+)-(?P<job_id>[0-9a-f]{8})-(?P<digest>[0-9a-f]{16})\.parquet")
-UNFINISHED = re.compile(r"(?<![^/])\.\d+-")  # begins the name of what a killed process has left half-written
 # What is sorted takes few bits as differences; the rest would not get smaller.
 ENCODING = {"id": "DELTA_BINARY_PACKED", "hash": "DELTA_BINARY_PACKED", "source": "DELTA_BYTE_ARRAY"}
 
@@ -142,7 +141,7 @@ class Shards:
         self.write(MANIFEST, (json.dumps({"format": FORMAT} | manifest, indent=1) + "\n").encode())
         current = {entry["name"] for entry in manifest["files"]}
         for file in set(self._files()) - current:
-            if FILE_NAME.fullmatch(UNFINISHED.sub("", file)):
+            if FILE_NAME.fullmatch(file):
                 self.ask("rm_file", f"{self.path}/{file}")
 
     def manifest(self) -> dict:

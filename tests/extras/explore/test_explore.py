@@ -218,7 +218,14 @@ def test_the_command_writes_a_page_of_a_folder(image_folder, checkpoint, tmp_pat
     assert main(["explore", str(image_folder), "--checkpoint", str(checkpoint), "--output", str(target)]) == 0
     page = target.read_text(encoding="utf-8")
     assert "green.0.png · green" in page and str(image_folder) not in page
+    assert main(["explore", str(image_folder), "--checkpoint", str(checkpoint), "--output", str(target)]) == 0
     assert main(["explore", str(tmp_path / "nowhere")]) == 1
+    (tmp_path / "mine.txt").write_text("mine")
+    for place in ("mine.txt", "", "no folder/page.html"):
+        capsys.readouterr()
+        assert main(["explore", str(image_folder), "--output", str(tmp_path / place)]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "mine.txt").read_text() == "mine"
     with refused("three"):
         page_data([], np.zeros((2, 4), np.float32), [])
 

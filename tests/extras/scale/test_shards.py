@@ -58,7 +58,6 @@ def test_a_shard_is_finished_when_it_is_there_and_content_when_the_manifest_says
     (entry,) = shards.describe(JOB, ["part-00000"])
     assert entry["rows"] == 10 and entry["first"] == 0 and entry["name"] == first and entry["bytes"] > 100
     shards.write("notes.txt", b"mine")
-    shards.write(f".77-{first}", b"half of it")
     shards.publish({"files": [entry], "count": 10})
     assert names(shards) == ["manifest.json", "notes.txt", first]
     assert shards.manifest()["count"] == 10
