@@ -163,7 +163,8 @@ def check_page(port: int) -> None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name == "posix")
             trial.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
-        raise ValueError(f"The page cannot listen on port {port}: {first_line(error)}. Take another --port.") from error
+        said = first_line(error).rstrip(".")
+        raise ValueError(f"The page cannot listen on port {port}: {said}. Take another --port.") from error
 
 
 def serve(source, port: int = 7860, block: bool = True):

@@ -49,7 +49,8 @@ def best_effort() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        warnings.warn(f"The cache {str(cache_folder())!r} cannot be written to: {error.strerror}.", stacklevel=3)
+        # From this line whoever asked: said once, however many files cannot be written.
+        warnings.warn(f"The cache {str(cache_folder())!r} cannot be written to: {error.strerror}.", stacklevel=1)
 
 
 def cache_megabytes() -> float:
@@ -59,8 +60,14 @@ def cache_megabytes() -> float:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a path to write to that replaces `path` at the end, or vanishes on an error; old remains are removed."""
+    """Give a path to write to that replaces `path` at the end, or vanishes on an error; old remains are removed.
+
+    Raises:
+        ValueError: `path` is a folder.
+    """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder: a file has to be named.")
     for remains in path.parent.glob(".imgsim-*"):
         with suppress(OSError):  # another process may remove it, too
             if BESIDE.fullmatch(remains.name) and remains.lstat().st_mtime < time.time() - DAY:

@@ -86,3 +86,9 @@ def test_remains_of_a_kill_go_after_a_day_and_what_others_wrote_never(tmp_path):
     os.utime(tmp_path / new)
     write_json(tmp_path / "a.json", 1)
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", *names} - {old}
+
+
+def test_a_folder_is_no_file_to_write(tmp_path, refused):
+    with refused(tmp_path), atomic_write(tmp_path):
+        pass
+    assert names(tmp_path) == []

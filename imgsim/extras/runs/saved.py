@@ -212,5 +212,5 @@ def query(folder, photo, top_k: int = 8, output=None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     figure = plot_images([image, *pictures], ["query\n", *captions], columns=9)
     with atomic_write(target) as beside:
-        figure.savefig(beside)
+        figure.savefig(beside, format=target.suffix[1:] or "png")
     return target

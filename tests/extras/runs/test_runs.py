@@ -230,10 +230,14 @@ def test_query_refuses_in_one_sentence(toy_run, image_folder, tmp_path, capsys):
         ([str(toy_run), str(tmp_path / "broken.jpg")], "broken.jpg"),
         ([str(toy_run), str(photo), "--top-k", "0"], "top_k must be a whole number"),
         ([str(other), str(photo)], "was made with the checkpoint"),
+        ([str(toy_run), str(photo), "--output", str(bare)], "is a folder"),
+        ([str(toy_run), str(photo), "--output", str(bare / "picture.xyz")], "xyz"),
     ):
         assert main(["query", *arguments]) == 1
         message = capsys.readouterr().err.strip()
         assert message.startswith("error: ") and named in message and "\n" not in message
+    assert main(["query", str(toy_run), str(photo), "--output", str(bare / "picture")]) == 0
+    assert {path.name for path in bare.iterdir()} == {"run.json", "picture"}
 
 
 def test_plain_papermill_from_another_folder_gives_what_run_gives(toy_run, image_folder, checkpoint, tmp_path):
