@@ -18,7 +18,7 @@ from imgsim.search.probing import OUT_OF_RANGE
 from imgsim.search.threads import THREADS, run_blocks
 
 MOST = 256  # queries that a thread answers at a time
-WORTH = 2_000_000  # candidates and queries, their product, from which on another thread pays
+WORTH = 2_000_000  # queries x (20,000 + candidates) that are worth another thread
 
 
 @dataclass(frozen=True)
