@@ -261,11 +261,13 @@ def test_a_rerun_does_nothing_and_new_settings_replace(tmp_path, assert_same):
     build_index(work, **TABLES)
     assert files_of(work) == before
     (work / "mine.parquet").write_bytes(b"mine")
-    (work / "index" / ".123-projection-00000000-0000000000000000.parquet").write_bytes(b"half written")
+    remains = work / "index" / f".imgsim-{'0' * 16}.parquet"  # of a job that was killed the day before yesterday
+    remains.write_bytes(b"half written")
+    os.utime(remains, times=(time.time() - 2 * 86400,) * 2)
     build_index(work, 5, 3, seed=2)
     assert_same(work, BuildLSHTable(hash_size=5, num_tables=3, seed=2).build_from_embeddings(points), points[:5])
     assert not set(files_of(work / "index")) & set(before)
-    assert not list((work / "index").glob(".*")) and (work / "mine.parquet").exists()
+    assert not remains.exists() and (work / "mine.parquet").exists()
     store_embeddings(work, points[:200], shard_rows=100)
     with pytest.raises(ValueError, match="build it again"):
         ShardedIndex(work)
