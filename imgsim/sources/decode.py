@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from functools import lru_cache
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -19,12 +18,12 @@ from typing import Any
 import fsspec
 import numpy as np
 import PIL.Image
-import PIL.ImageCms
 import PIL.ImageOps
 import PIL.PngImagePlugin
 from tqdm import tqdm
 
 from imgsim.sources.cache import best_effort, cache_folder, write_json
+from imgsim.sources.colour import to_srgb
 from imgsim.sources.errors import first_line
 
 PIL.Image.init()
@@ -38,6 +37,7 @@ MAX_ASPECT = 500  # length over width: scaled to 256 on the short side, such a s
 MAX_PIXELS = 1 << 27  # decoded, such an image takes up to 2 GB for a moment
 LARGE_PIXELS = 1 << 24
 MAX_SCANS = 100  # of a progressive JPEG: each costs time, and takes but a few bytes
+JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # markers, which occur nowhere in a scan
 ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 274, 262, 339  # tags of TIFF, and of EXIF data
 WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of the last two
 DECODER_VERSION = 3  # raise it when open_image shows other pixels than before: images are then embedded anew
@@ -178,13 +178,15 @@ def read_image(source: ImageSource, quick: bool = False) -> PIL.Image.Image:
         raise ValueError(f"a path, bytes, a PIL image or an array is needed, not {source!r:.40}")
     if not source:
         raise ValueError("an empty file")
-    if source.startswith(b"\xff\xd8") and (scans := source.count(b"\xff\xda")) > MAX_SCANS:
+    if source.startswith(b"\xff\xd8") and (scans := source.count(JPEG_SCAN)) > MAX_SCANS:
         raise ValueError(f"a JPEG of {scans:,} scans")
     try:
         image = PIL.Image.open(BytesIO(source), formats=FORMATS)
     except PIL.UnidentifiedImageError as error:
         kind = next((name for name in FORMATS if PIL.Image.OPEN[name][1](source[:32])), None)
         raise ValueError(f"damaged, or {kind} of a rare kind" if kind else NOT_RECOGNISED) from error
+    if image.format == "JPEG" and source.rfind(JPEG_END) < source.rfind(JPEG_SCAN):
+        image = PIL.Image.open(BytesIO(with_end(source)), formats=FORMATS)
     clear = image.info.get("transparency")
     if image.format == "PNG" and clear is not None:  # pillow compares it with what it has scaled to 8 bits
         stored = image.tile[0].args
@@ -198,6 +200,15 @@ def read_image(source: ImageSource, quick: bool = False) -> PIL.Image.Image:
     if quick:
         image.draft("RGB", (32, 32))
     return image
+
+
+def with_end(jpeg: bytes) -> bytes:
+    """Add the end marker that a JPEG lacks, if its pixels are complete: then more data before it changes nothing."""
+    scan = jpeg.rstrip(b"\xff")  # half a marker
+    more = b"".join(b"\x55" * 64 + bytes([0xFF, marker]) for marker in range(0xD0, 0xD8))  # all that restart a scan
+    with LARGE:
+        shown = [PIL.Image.open(BytesIO(scan + data + JPEG_END)).tobytes() for data in (b"", more + more)]
+    return scan + JPEG_END if shown[0] == shown[1] else jpeg
 
 
 def from_array(array: np.ndarray) -> PIL.Image.Image:
@@ -257,35 +268,3 @@ def to_display_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     shown = PIL.Image.new("RGB", image.size, "white")
     shown.paste(to_srgb(image, stored, profile), mask=image.getchannel("A"))
     return shown
-
-
-def to_srgb(image: PIL.Image.Image, mode: str, profile: bytes | None) -> PIL.Image.Image:
-    """Convert an image to sRGB; mode: the one it was stored in, with this colour profile."""
-    space = {"CMYK": "CMYK", "LAB": "LAB", "1": "L", "L": "L", "LA": "L"}.get(mode, "RGB")
-    meant, transform = srgb_transform(profile or b"", space == "LAB")
-    if transform is None or (meant != space and (meant, space) != ("RGB", "L")):
-        return image.convert("RGB")
-    return PIL.ImageCms.applyTransform(image.convert(meant), transform)
-
-
-@lru_cache(32)
-def srgb_transform(profile: bytes, lab: bool) -> tuple[str, PIL.ImageCms.ImageCmsTransform | None]:
-    """Return the mode that a colour profile is for, and the transform from it to sRGB: None if colours stay."""
-    cms = PIL.ImageCms
-    if not (profile or lab):
-        return "RGB", None
-    try:
-        source = cms.createProfile("LAB") if lab else cms.ImageCmsProfile(BytesIO(profile))
-        space = "LAB" if lab else source.profile.xcolor_space.strip()
-        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}[space]
-        transform = cms.buildTransform(source, cms.createProfile("sRGB"), mode, "RGB")
-    except (cms.PyCMSError, OSError, KeyError):  # broken, or for a space that images are not stored in
-        return "RGB", None
-    if mode in ("RGB", "L"):  # most profiles are sRGB under one name or another: tried on all colours, then dropped
-        steps = np.arange(0, 256, 17, dtype=np.uint8)
-        colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
-        shown = PIL.Image.fromarray(colours if mode == "RGB" else steps[None])
-        change = np.asarray(cms.applyTransform(shown, transform)).astype(int) - np.asarray(shown.convert("RGB"))
-        if np.abs(change).max() <= 2:
-            return mode, None
-    return mode, transform

@@ -8,11 +8,25 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import PIL.Image
 import pytest
-from oddities import BROKEN, MARK, ODD, PLAIN, SRGB, SWAPPED, contents, looks_like, marked, swapped_profile, turned
+from oddities import (
+    BROKEN,
+    MARK,
+    NOISE,
+    ODD,
+    PLAIN,
+    SRGB,
+    SWAPPED,
+    contents,
+    looks_like,
+    marked,
+    swapped_profile,
+    turned,
+)
 
 from imgsim import open_image
 from imgsim.sources import decode
-from imgsim.sources.decode import srgb_transform, why_unreadable
+from imgsim.sources.colour import srgb_transform
+from imgsim.sources.decode import why_unreadable
 
 MODES = {  # pillow images of modes that no file has
     "HSV": (marked("HSV", (0, 255, 255), (85, 255, 255)), ((255, 0, 0), (0, 255, 0))),
@@ -157,6 +171,18 @@ def test_opening_leaves_what_was_given_as_it_was():
 def test_what_is_no_image_is_refused(source, reason, refused):
     with refused(reason):
         open_image(source)
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_blocks": 2}], ids=str)
+def test_a_jpeg_without_its_end_marker_is_complete(settings, refused):
+    whole = contents(NOISE, "JPEG", **settings)
+    for missing in (1, 2):
+        assert why_unreadable(whole[:-missing]) is None
+        assert np.array_equal(open_image(whole[:-missing]), open_image(whole))
+    for missing in (30, 300, 900):
+        assert "truncated" in why_unreadable(whole[:-missing])
+        with refused("truncated"):
+            open_image(whole[:-missing])
 
 
 def test_postscript_is_never_handed_to_another_program(monkeypatch, refused):
