@@ -113,8 +113,7 @@ class Encoder:
             return np.empty((0, self.dim), np.float32)
         if is_split(images):
             sources = stored_images(images)
-            key = f"{fingerprint(images)}-{self.digest}"
-            made = cached_embeddings(key, lambda: self._embed(sources, batch_size))
+            made = cached_embeddings(f"{fingerprint(images)}-{self.digest}", lambda: self._embed(sources, batch_size))
         else:
             made = self._embed(images, batch_size)
         embeddings, self.images_per_second = made
@@ -154,10 +153,9 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
         if prefix:
             raise ValueError(f"{name!r} has no untrained self: take that of the checkpoint it was made of.")
         onnx, on = OnnxModel(name, processor), torch.device(device or "cpu")
-        precision = pick_dtype(dtype, on, name)
         if on.type != "cpu":
             raise ValueError(f"An ONNX file runs on the CPU, not on {on.type}; take the checkpoint it was made of.")
-        return Encoder(onnx, onnx.processor, on, precision, pooling, origin)
+        return Encoder(onnx, onnx.processor, on, pick_dtype(dtype, on, name), pooling, origin)
     folder = BUILTIN if name == "builtin" else locate(name, "checkpoint")
     try:
         model = load_model(folder, bool(prefix), pooling)

@@ -170,8 +170,7 @@ class BuildLSHTable:
             ids: (n,) different whole numbers; by default they continue from the largest.
             keys: (n,) texts such as paths, None or "" for none; or None.
         """
-        candidates, embeddings = self._built(), self._check_embeddings(embeddings)
-        candidates.add(normalise(embeddings), ids, labels, keys)
+        self._built().add(normalise(self._check_embeddings(embeddings)), ids, labels, keys)
         drift = self.drift()
         if drift > DRIFT:
             warnings.warn(
@@ -233,7 +232,7 @@ class BuildLSHTable:
         candidates, manifest = Candidates.load(folder, (*SETTINGS, "encoder"), mapped)
         index = cls(None, **{name: manifest[name] for name in SETTINGS})
         index._made_with = NO_ENCODER | manifest["encoder"]
-        if model is not None:
+        if model is not None or processor is not None:
             index._encoder = encoder_that_made(f"The index {str(folder)!r}", index._made_with, model, processor)
         index.build_seconds, index._candidates = manifest.get("build_seconds"), candidates
         candidates.snapshot.warm_up()
@@ -245,10 +244,11 @@ class BuildLSHTable:
         return self._candidates
 
     def _check_embeddings(self, embeddings) -> np.ndarray:
-        embeddings = np.atleast_2d(np.asarray(embeddings, dtype=np.float32))
-        dim = self.dim or embeddings.shape[-1]
-        if embeddings.ndim != 2 or embeddings.shape[1] != dim:
-            raise ValueError(f"Embeddings of shape (n, {dim}) are needed, not {embeddings.shape}.")
+        given = np.atleast_2d(np.asarray(embeddings))
+        dim = self.dim or given.shape[-1]
+        if given.shape != (len(given), dim) or given.dtype.kind in "cOSUmM":
+            raise ValueError(f"Real numbers of shape (n, {dim}) are needed, not {given.dtype} {given.shape}.")
+        embeddings = given.astype(np.float32, copy=False)
         if not np.isfinite(embeddings).all():
             raise ValueError("The embeddings hold values that are not finite numbers.")
         return embeddings
@@ -280,6 +280,8 @@ def encoder_that_made(what: str, made_with: dict, model=None, processor=None):
 def as_encoder(model, processor=None):
     """Return the model argument as an encoder: None and encoders stay as they are, all else is loaded."""
     if model is None or hasattr(model, "embed"):
+        if processor is not None:
+            raise ValueError("A processor goes with a checkpoint or a module, and neither is given.")
         return model
     from imgsim.encoder import load_encoder  # torch is loaded only if there is something to embed
 

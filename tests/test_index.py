@@ -233,6 +233,9 @@ REFUSED = {
     "no rows": lambda index: index.build_from_embeddings(np.empty((0, 4))),
     "not a number": lambda index: index.build_from_embeddings([[1, np.nan, 0, 0]]),
     "infinite": lambda index: index.build_from_embeddings([[1, np.inf, 0, 0]]),
+    "complex": lambda index: index.build_from_embeddings(np.eye(4) * 1j),
+    "text": lambda index: index.build_from_embeddings([["1", "0", "0", "0"]]),
+    "nothing in a place": lambda index: index.build_from_embeddings([[1, None, 0, 0]]),
     "another length": lambda index: index.build_from_embeddings(np.ones((3, 5))),
     "three axes": lambda index: index.build_from_embeddings(np.ones((3, 4, 1))),
     "the same id twice": lambda index: index.build_from_embeddings(np.eye(4), ids=[1, 2, 2, 3]),
@@ -447,6 +450,15 @@ def test_another_checkpoint_is_refused(index, save_vit, tmp_path, refused):
     folder = index.save(tmp_path / "index")
     with refused(folder):
         BuildLSHTable.load(folder, save_vit(tmp_path / "other", seed=1))
+
+
+def test_a_processor_without_a_model_is_refused(index, encoder, tmp_path, refused):
+    folder = index.save(tmp_path / "index")
+    for ask in (BuildLSHTable, lambda processor: BuildLSHTable.load(folder, processor=processor)):
+        with refused("processor"):
+            ask(processor=encoder.processor)
+    with refused("processor"):
+        BuildLSHTable(encoder, processor=encoder.processor)
 
 
 def other_shape(file):
