@@ -83,7 +83,7 @@ def test_matches_have_the_labels_and_overlaps_of_their_images(index, images, enc
         embedding = normalise(encoder.embed([query]))
         shared = (codes == index.projection(embedding)).sum(axis=1)
         assert matches.candidates == len(matches) == (shared > 0).sum()
-        assert matches.labels.tolist() == [images["train"]["labels"][i] for i in matches.ids]
+        assert matches.labels.tolist() == [images["train"]["labels"][i] for i in matches.ids.tolist()]
         np.testing.assert_allclose(matches.overlap, shared[matches.ids] / index.num_tables)
         np.testing.assert_allclose(matches.cosine, (index.vectors @ embedding[0])[matches.ids], atol=1e-6)
         assert (np.diff(matches.cosine) <= 0).all()

@@ -182,7 +182,7 @@ def test_every_family_is_embedded_as_it_defines_it(family, save, images, table, 
     assert (encoder.pooling, encoder.dim, rows.shape) == (pooling, dim, (9, dim))
     assert agreement < ALIKE and np.ptp(rows, axis=0).max() > 1e-3
     assert again.digest == encoder.digest
-    order, scale = np.random.default_rng(0).permutation(9), np.abs(expected).max()
+    order, scale = np.random.default_rng(0).permutation(9).tolist(), np.abs(expected).max()
     np.testing.assert_allclose(again.embed(sources), rows, atol=ALIKE * scale)  # the same at every load
     shuffled = encoder.embed([sources[i] for i in order], batch_size=2)
     np.testing.assert_allclose(shuffled, rows[order], atol=ALIKE * scale)

@@ -292,6 +292,9 @@ def test_an_index_of_a_stream_is_that_of_the_loaded_set(kind, publish, pictures,
     np.testing.assert_array_equal(streamed.keys, loaded.keys)
 
 
+@pytest.mark.skipif(
+    int(datasets.__version__.split(".")[0]) < 5, reason="datasets before 5 cannot stream images that are missing"
+)
 def test_a_stream_is_read_batch_by_batch_and_what_is_broken_passed_over(encoder, pictures, capsys):
     read = []
 
