@@ -1,5 +1,7 @@
 """One holder, many threads: a search sees whole states of an index, and a change that breaks off changes nothing."""
 
+import os
+import subprocess
 import sys
 import threading
 from unittest import mock
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from imgsim import BuildLSHTable
-from imgsim.search import candidates
+from imgsim.search import candidates, threads
 
 SETTINGS = {"hash_size": 6, "num_tables": 4, "probes": 4}
 
@@ -124,3 +126,49 @@ def test_what_is_read_beside_additions_belongs_together(busy):
 
     run_together(look, look, change)
     assert read and all(ids == rows == count and added == 0 for ids, rows, added, count in read)
+
+
+def test_blocks_are_shared_with_helpers_that_start_once(monkeypatch):
+    monkeypatch.setattr(threads, "THREADS", 3)
+    threads.helpers.cache_clear()
+    names, met = [set(), set()], threading.Barrier(3)
+
+    def work(first, turn):
+        names[turn].add(threading.current_thread().name)
+        if first < 3:
+            met.wait(60)  # three threads are at work at once
+        return first
+
+    try:
+        for turn in range(2):
+            assert sorted(threads.run_blocks(lambda first, turn=turn: work(first, turn), 9, 1)) == list(range(9))
+        assert len(names[0]) == 3 and names[0] == names[1] and threading.current_thread().name in names[0]
+        assert threads.run_blocks(lambda first: first, 0, 5) == [] and threads.run_blocks(
+            lambda first: first, 5, 5
+        ) == [0]
+        with pytest.raises(ZeroDivisionError):
+            threads.run_blocks(lambda first: 1 // (8 - first), 9, 1)
+    finally:
+        threads.helpers().shutdown()
+        threads.helpers.cache_clear()
+
+
+FORK = """
+import os
+import numpy as np
+from imgsim import BuildLSHTable
+
+vectors = np.random.default_rng(0).standard_normal((50_000, 16))
+index = BuildLSHTable(hash_size=8, num_tables=4).build_from_embeddings(vectors)
+expected = index.search(vectors[:2000]).ids
+child = os.fork()
+if not child:
+    os._exit(int(not np.array_equal(index.search(vectors[:2000]).ids, expected)))
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+def test_a_fork_of_a_process_that_has_searched_searches_too():
+    answer = subprocess.run([sys.executable, "-c", FORK], env=os.environ | {"OMP_NUM_THREADS": "2"}, timeout=500)
+    assert answer.returncode == 0
