@@ -35,6 +35,7 @@ except ModuleNotFoundError:
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS")
 TOP_K, ROUNDS, SINGLES = 10, 5, 60  # places of an answer; passes over all methods; single queries in each
 RECALLS = (0.8, 0.9, 0.91, 0.95, 0.97, 0.99)  # that `tune` chooses settings for, by queries that are not asked
+LOWEST = 0.6  # recall shown
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 PEERS = ("#000000", "#8a94a0", "#c9a227", "#2a7d4f", "#7a5195", "#5b8fb9", "#1f4e79")  # colours, in order of the table
 COLUMNS = {"recall@10": 3, "seen %": 2, "compared %": 2, "build s": 3, "bytes": 0, "µs batched": 1, "µs single": 1}
@@ -198,8 +199,10 @@ def plot_curves(rows: list[dict], path: Path) -> None:
         for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             points = sorted((row[column], row["recall@10"]) for row in rows if row["method"] == method)
             style, colour = ("o-", "#b5442e") if method.startswith("imgsim") else ("s--", PEERS[number])
-            axis.plot(*zip(*points, strict=True), style, color=colour, label=method, markersize=4)
-        axis.set(xscale="log", xlabel=f"{column.split()[0]} per query, {column.split()[1]}", ylim=(0.6, 1.005))
+            size = 12 if len(points) == 1 else 4
+            name = method if points[-1][1] > LOWEST else f"{method} (recall {points[-1][1]:.2f})"
+            axis.plot(*zip(*points, strict=True), "*" if size > 4 else style, color=colour, label=name, markersize=size)
+        axis.set(xscale="log", xlabel=f"{column.split()[0]} per query, {column.split()[1]}", ylim=(LOWEST, 1.005))
     axes[0].set(ylabel="recall at 10", title="A batch of queries")
     axes[1].set(title="One query at a time")
     axes[1].legend(fontsize=8, loc="lower right")

@@ -25,9 +25,10 @@ def address() -> str:
 
 
 def readdress(text: str, url: str) -> str:
-    """The text with this address in its Colab badges and, with the tag of this version, where imgsim is installed."""
-    text = re.sub(r"git\+https:[^\"\\ ]+", f"git+{url}@v{project()['version']}", text)
+    """The text with this address in Colab badges and links and, with this version's tag, where imgsim is installed."""
+    text = re.sub(r"git\+https:[^\"\\` ]+", f"git+{url}@v{project()['version']}", text)
     slug = url.removeprefix("https://github.com/")
+    text = re.sub(r"https://[\w-]+\.github\.io/[\w.-]+/", "https://{}.github.io/{}/".format(*slug.split("/")), text)
     return re.sub(r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+(/blob)", rf"\1{slug}\2", text)
 
 
@@ -100,7 +101,7 @@ if __name__ == "__main__":
     if "--clean" in sys.argv:  # as a hook before a commit: a notebook that had to be cleaned stops it
         sys.exit(sum(rewrite(Path(name)) for name in sys.argv[2:]) > 0)
     elif "--address" in sys.argv:
-        for path in [*NOTEBOOKS, ROOT / "README.md"]:
+        for path in [*NOTEBOOKS, ROOT / "README.md", ROOT / "docs" / "command-line.md"]:
             path.write_text(readdress(path.read_text(encoding="utf-8"), address()), encoding="utf-8")
     else:
         for path in STORED:

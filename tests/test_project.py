@@ -59,17 +59,21 @@ def test_conda_environment_points_at_the_same_pins():
     assert environment[0].startswith("python=3.1") and environment[1] == "pip"
 
 
+ADDRESSED = [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "README.md", ROOT / "docs" / "command-line.md"]
+
+
 def test_addresses_come_from_pyproject():
-    for path in [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "README.md"]:
+    for path in ADDRESSED:
         text = path.read_text(encoding="utf-8")
-        assert "colab.research.google.com" in text and readdress(text, address()) == text, path.name
-        assert "somebody/fork" in readdress(text, "https://github.com/somebody/fork")
+        elsewhere = readdress(text, "https://github.com/somebody/fork")
+        assert "somebody/fork" in elsewhere and readdress(text, address()) == text, path.name
+        assert "imgsim.github.io" not in elsewhere and "github/imgsim" not in elsewhere
 
 
 def test_colab_installs_the_tag_of_this_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     tag = f"git+{project['urls']['Repository']}@v{project['version']}"
-    for path in [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "README.md"]:
+    for path in ADDRESSED:
         assert path.read_text(encoding="utf-8").count("git+https") == path.read_text(encoding="utf-8").count(tag) == 1
     assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

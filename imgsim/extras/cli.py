@@ -13,7 +13,7 @@ from contextlib import suppress
 import imgsim
 from imgsim.extras.explore.commands import explore
 from imgsim.extras.find.commands import CHECKPOINT, find, index, is_image_folder, open_folder
-from imgsim.extras.runs.settings import DEFAULTS, HELP, read_params
+from imgsim.extras.runs.settings import DEFAULTS, HELP, WEIGHTS, read_params
 from imgsim.extras.scale.options import add_steps
 from imgsim.sources.errors import say
 from imgsim.sources.names import add_options
@@ -31,7 +31,7 @@ def add_settings(command: Parser, *names: str) -> None:
     command.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a dataset on the Hub")
     command.add_argument("--split", metavar="NAME", help="take this split only, and hold out a tenth of it as queries")
     command.add_argument("--image-column", metavar="NAME", help="column of the images, if a dataset has several")
-    command.add_argument("--label-column", metavar="NAME", help="column of the labels, if it is not found by itself")
+    command.add_argument("--label-column", metavar="NAME", help="column of the labels, if not found automatically")
 
 
 def chosen_settings(options: argparse.Namespace) -> dict:
@@ -137,12 +137,13 @@ def repeat(command: Parser) -> Work:
 
 
 def assess(command: Parser) -> Work:
-    """Measure what a checkpoint is worth on these images.
+    """Measure how good a checkpoint is on a dataset.
 
     Prints exact label precision and the number of directions that the embeddings use, compared with the same network
     untrained and with plain pixels.
     """
-    add_settings(command, "dataset", "checkpoint")
+    add_settings(command, "dataset")
+    command.add_argument("--checkpoint", default="builtin", help=f"{WEIGHTS} (default: builtin)")
 
     def work(options):
         from imgsim.extras.runs.assess import assess
@@ -158,7 +159,7 @@ def export(command: Parser) -> Work:
     example:
       imgsim export facebook/dinov2-small dinov2.onnx
     """
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help=HELP["checkpoint"])
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=WEIGHTS)
     command.add_argument("target", metavar="FILE.onnx", help="the file to write")
 
     def work(options):
@@ -201,7 +202,7 @@ def duplicates(command: Parser) -> Work:
 
 
 def demo(command: Parser) -> Work:
-    """Open a page on this machine to search a folder's images, or a run's.
+    """Serve a local page for searching the images of a folder or a run.
 
     examples:
       imgsim demo photos --checkpoint facebook/dinov2-small
@@ -222,7 +223,7 @@ def demo(command: Parser) -> Work:
 
 
 def scale(command: Parser) -> Work:
-    """Embed, index and search more images than fit on one machine, on Ray.
+    """Embed, index and search more images than fit on one machine, with Ray.
 
     examples:
       imgsim scale embed s3://bucket/photos work --checkpoint facebook/dinov2-small --num-gpus 1 --concurrency 8

@@ -19,6 +19,7 @@ from datasets import Dataset, concatenate_datasets
 
 from imgsim.encoder import Encoder, load_encoder
 from imgsim.extras.duplicates.pairs import calibrate, check_threshold, find_duplicates, index_for_duplicates
+from imgsim.extras.runs.checkpoint import GENERAL
 from imgsim.extras.runs.gallery import Picture, write_gallery
 from imgsim.images import load_images
 from imgsim.index import BuildLSHTable
@@ -27,7 +28,6 @@ from imgsim.sources.decode import FORMATS
 from imgsim.sources.errors import require
 from imgsim.sources.splits import stored_images
 
-GENERAL = "facebook/dinov2-small"  # for photographs of anything
 GOOD = 0.8  # with recall or precision below it, a checkpoint cannot tell copies from images that look alike
 FILES = {"report.html", "duplicates.csv", "duplicates.json"}
 SHOWN = 500  # groups on the page

@@ -9,8 +9,10 @@ import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-CHECKPOINT = "a checkpoint as for run (default: the one last used for this folder, else builtin)"
-GENERAL = "facebook/dinov2-small"
+from imgsim.extras.runs.checkpoint import GENERAL, LEAVES_ONLY, ask_for_checkpoint
+
+DUAL = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+CHECKPOINT = f"a checkpoint as for run (default: the one last used for this folder, else {GENERAL} if it is here)"
 SHOWN = 3  # skipped files named by find
 
 
@@ -25,8 +27,8 @@ def find(command: argparse.ArgumentParser):
       imgsim find *.jpg photos --json
       imgsim find photo.jpg photos --paths -0 | xargs -0 cp -t found
     """
-    command.usage = f"{command.prog} [options] PHOTO [PHOTO ...] FOLDER"
-    command.add_argument("paths", metavar="PATH", nargs="+", help="image files, and last the folder to find others in")
+    command.usage = f"{command.prog} [options] [PHOTO ...] FOLDER"
+    command.add_argument("paths", metavar="PHOTO ... FOLDER", nargs="+", help="images, and last the folder to search")
     command.add_argument("--top-k", type=int, default=8, help="matches per photo (default: 8)")
     command.add_argument("--checkpoint", help=CHECKPOINT)
     command.add_argument("--text", metavar="WORDS", help="search with words, if the checkpoint is a dual encoder")
@@ -36,7 +38,7 @@ def find(command: argparse.ArgumentParser):
     form.add_argument("--csv", action="store_true", help="print CSV with the columns query, rank, path, cosine")
     form.add_argument("--paths", action="store_true", dest="only_paths", help="print the paths only, one per line")
     command.add_argument("-0", action="store_true", dest="null", help="with --paths: end each with a null byte")
-    command.add_argument("--open", action="store_true", help="show the answer as a page, too")
+    command.add_argument("--open", action="store_true", help="also show the answer as a page")
     command.add_argument("--quiet", action="store_true", help="no progress and no remarks")
 
     def work(options):
@@ -55,7 +57,7 @@ def find(command: argparse.ArgumentParser):
 
 
 def index(command: argparse.ArgumentParser):
-    """Embed a folder's images ahead, for find, duplicates and demo, and list the files that cannot be read.
+    """Embed a folder's images in advance, for find, duplicates and demo, and list the files that cannot be read.
 
     Prints the folder of the index, which BuildLSHTable.load reads.
     """
@@ -98,27 +100,6 @@ def is_image_folder(source: str) -> bool:
     return os.path.isdir(source) and not os.path.exists(f"{source}/run.json") and not is_parquet_folder(Path(source))
 
 
-def ask_for_checkpoint() -> str:
-    """Return the checkpoint for photos if it is here or the user wants it downloaded, else the built-in one."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from imgsim.sources.hub import locate
-
-    if isinstance(try_to_load_from_cache(GENERAL, "model.safetensors"), str):
-        return GENERAL
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        print(
-            f"The built-in checkpoint knows only rendered leaves. Download {GENERAL} (88 MB)? [Y/n] ", file=sys.stderr
-        )
-        if sys.stdin.readline().strip().lower() in ("", "y", "yes"):
-            try:
-                locate(GENERAL, "checkpoint")
-                return GENERAL
-            except ConnectionError as error:
-                print(error, file=sys.stderr)
-    return "builtin"
-
-
 def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown: int | None = SHOWN):
     """Open the index of a folder, and say on stderr what it holds.
 
@@ -140,8 +121,7 @@ def open_folder(folder: str, checkpoint: str | None, words: bool = False, shown:
     if more := len(problems[len(said) - 1 :]):
         said.append(f"and {more:,} more files that cannot be read; imgsim index FOLDER lists them")
     if kept.checkpoint in ("builtin", captions):
-        general = "openai/clip-vit-base-patch32" if words else GENERAL
-        said.append(f"The built-in checkpoint knows only rendered leaves; for photos take --checkpoint {general}")
+        said.append(f"{LEAVES_ONLY}; for photos take --checkpoint {DUAL if words else GENERAL}")
     print("\n".join(said), file=sys.stderr)
     return kept
 

@@ -72,7 +72,7 @@ def load_dual_encoder(checkpoint: str | os.PathLike = "builtin", device: Any = N
 
     Args:
         checkpoint: "builtin" (small, knows rendered leaves and some seventy words), a folder, or a Hub id such as
-            openai/clip-vit-base-patch32 or google/siglip-base-patch16-224.
+            laion/CLIP-ViT-B-32-laion2B-s34B-b79K or google/siglip-base-patch16-224.
         device: as for `load_encoder`.
     """
     images = load_encoder(BUILTIN if checkpoint == "builtin" else checkpoint, device)

@@ -27,10 +27,10 @@ DEFAULTS = {
     "batch_size": 48,
     "dtype": "float32",
 }
+WEIGHTS = "'builtin', a checkpoint on the Hub (owner/name or owner/name@revision), or a folder"
 HELP = {  # for the command line
     "dataset": "'builtin', a dataset on the Hub (owner/name or owner/name@revision), or a folder of images",
-    "checkpoint": "'builtin', a checkpoint on the Hub (owner/name or owner/name@revision), a folder, any of them after "
-    "'untrained:' for the same network with random weights, or an ONNX file",
+    "checkpoint": f"{WEIGHTS}, any of them after 'untrained:' for the same network with random weights, or ONNX",
     "hash_size": "bits per code, 1 to 64: more bits, smaller buckets",
     "num_tables": "hash tables: more tables, more neighbours found",
     "planes": "'principal', within the directions in which the images differ most, or 'random', as in the article",

@@ -227,6 +227,9 @@ def test_the_command_writes_a_page_of_a_folder(image_folder, checkpoint, tmp_pat
     assert "green.0.png · green" in page and str(image_folder) not in page
     assert main(["explore", str(image_folder), "--checkpoint", str(checkpoint), "--output", str(target)]) == 0
     assert main(["explore", str(tmp_path / "nowhere")]) == 1
+    capsys.readouterr()
+    assert main(["explore", str(image_folder), "--output", str(target)]) == 0
+    assert "knows only rendered leaves; for photos take --checkpoint" in capsys.readouterr().err
     (tmp_path / "mine.txt").write_text("mine")
     for place in ("mine.txt", "", "no folder/page.html"):
         capsys.readouterr()

@@ -17,9 +17,9 @@ from imgsim import BuildLSHTable, open_image
 from imgsim.extras.cli import main
 from imgsim.extras.find import embedding, folder_index
 from imgsim.extras.find.answers import plain_path, write_page
-from imgsim.extras.find.commands import GENERAL, ask_for_checkpoint
 from imgsim.extras.find.files import content_id
 from imgsim.extras.find.folder_index import FolderIndex, Match
+from imgsim.extras.runs.checkpoint import GENERAL, ask_for_checkpoint
 from imgsim.sources.folder import printable
 
 HOSTILE = ["two\nlines.png", "a 'quote\".png", "$HOME `x`.png", "-dash.png", "=1+1.png", b"\xff\xfe.png", "ü.png"]
@@ -255,7 +255,7 @@ def test_words_find_images_where_the_encoder_is_dual(photos, capsys):
     assert main(["find", "--text", "a healthy leaf", str(photos), "--csv"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("query,rank,path,cosine\ntext: a healthy leaf,1,") and out.count("\n") == 7
-    assert "only rendered leaves" in err and "openai/clip" in err
+    assert "only rendered leaves" in err and "laion/CLIP" in err
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_the_checkpoint_for_photos_is_asked_for(terminal, answer, hub, expected,
             raise ConnectionError("the Hub cannot be reached")
 
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
-    monkeypatch.setattr("imgsim.sources.hub.locate", locate)
+    monkeypatch.setattr("imgsim.extras.runs.checkpoint.locate", locate)
     monkeypatch.setattr("sys.stdin", io.StringIO(answer))
     for stream in (sys.stdin, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
