@@ -72,8 +72,8 @@ def exact_curves(candidates):
     )
 
 
-def faiss_curves(candidates):
-    """Inverted lists, the same with RaBitQ's sketches, sign bits of random projections, and a graph."""
+def faiss_curves(candidates, only=""):
+    """Inverted lists, the same with RaBitQ's sketches, sign bits of random projections, and a graph; or one of them."""
     n, dim = candidates.shape
     cells = 1 << round(np.log2(n) / 2 + 1)
     kinds = {
@@ -84,6 +84,8 @@ def faiss_curves(candidates):
     }
     parameters, mean = faiss.ParameterSpace(), candidates.mean(axis=0)
     for name, (factory, knob, values, size) in kinds.items():
+        if only not in name:
+            continue
         centred = mean if "LSH" in name else 0  # sign bits need planes through the cloud
         base = (
             faiss.IndexLSH(dim, 512) if "LSH" in name else None
@@ -133,11 +135,11 @@ def published_curves(candidates, hash_size=8, num_tables=10):
     yield Curve("published", seconds, size, [("8×10", search)])
 
 
-def imgsim_curves(candidates, tuning_queries):
+def imgsim_curves(candidates, tuning_queries, recalls=RECALLS):
     default = BuildLSHTable().build_from_embeddings(candidates)
     yield Curve("imgsim, defaults", default.build_seconds, bytes_per_image(default), [("", searching(default))])
     chosen, points, builds, sizes = [], [], [], []
-    for recall in RECALLS:
+    for recall in recalls:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the best is taken if no settings reach the recall
             best = tune(default, tuning_queries, recall).best
@@ -223,9 +225,7 @@ def growth(candidates, queries, tuning_queries, path: Path) -> str:
     print(f"{'n':>9}  method         recall  seen %  build s   bytes  µs single")
     for n in [size for size in SIZES if size <= len(candidates)]:
         part = candidates[:n]
-        curves = [*exact_curves(part), *imgsim_curves(part, tuning_queries)]
-        if n <= 300_000:  # a graph of more takes minutes
-            curves += [curve for curve in faiss_curves(part) if "HNSW" in curve.name]
+        curves = [*exact_curves(part), *imgsim_curves(part, tuning_queries, (0.9, 0.91)), *faiss_curves(part, "HNSW")]
         rows = measure([curve for curve in curves if curve.name in methods], part, queries[:100])
         for method in dict.fromkeys(row["method"] for row in rows):
             row = at_recall(rows, method)
