@@ -220,9 +220,10 @@ def at_recall(rows: list[dict], method: str, recall: float = 0.9) -> dict:
 
 def growth(candidates, queries, tuning_queries, path: Path) -> str:
     """Time single queries at recall .9 while candidates grow: a table, and a picture at `path`."""
-    lines, methods = [], ("exact numpy", "imgsim, tuned", "faiss HNSW32")
+    lines = [f"{'n':>9}  method         recall  seen %  build s   bytes  µs single"]
+    methods = ("exact numpy", "imgsim, tuned", "faiss HNSW32")
     times: dict[str, list] = {method: [] for method in methods}
-    print(f"{'n':>9}  method         recall  seen %  build s   bytes  µs single")
+    print(lines[0])
     for n in [size for size in SIZES if size <= len(candidates)]:
         part = candidates[:n]
         curves = [*exact_curves(part), *imgsim_curves(part, tuning_queries, (0.9, 0.91)), *faiss_curves(part, "HNSW")]

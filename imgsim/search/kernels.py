@@ -8,6 +8,7 @@ touch it after a change of intrinsics.py, probing.py or products.py.
 import numpy as np
 from numba import njit, uint64
 
+from imgsim.search.compiled import kept
 from imgsim.search.intrinsics import popcount, prefetch
 from imgsim.search.probing import OUT_OF_RANGE, collect, find_bounds, nearest_buckets
 from imgsim.search.products import multiply, project
@@ -132,7 +133,7 @@ def select(keys, rerank, bins):
         keys[kept + j] = edge[at_edge - 1 - j]
 
 
-@njit(nogil=True, cache=True)
+@kept(nogil=True)
 def search_block(queries, coder, parts, sketches, factors, vectors, gone, settings, found):
     """Answer a block of queries; the interpreter's lock is released, so that blocks share the cores.
 

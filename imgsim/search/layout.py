@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from imgsim.search.compiled import kept
 from imgsim.tables import sort_codes
 
 
@@ -59,7 +59,7 @@ def expand(tables: Tables, hash_size: int) -> np.ndarray:
     return np.stack([np.repeat(values, np.diff(starts)) for starts in tables.starts])
 
 
-@njit(cache=True)
+@kept()
 def merge_tables(codes, rows, new_codes, new_rows):
     """Merge sorted tables (L, n) and (L, m), of which the second has the higher rows, into one (L, n + m)."""
     shape = codes.shape[0], codes.shape[1] + new_codes.shape[1]

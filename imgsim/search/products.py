@@ -7,6 +7,8 @@ does not promise that, and its threads would compete with those of a search.
 import numpy as np
 from numba import njit, uint64
 
+from imgsim.search.compiled import kept
+
 
 @njit(fastmath={"reassoc", "contract"})
 def multiply(block, mean, matrix, products):
@@ -44,7 +46,7 @@ def project(product, planes, margins):
             margins[j] += product[x] * planes[x, j]
 
 
-@njit(cache=True)
+@kept()
 def write_margins(vectors, coder, words, margins):
     """Write the margins (n, L k) of vectors (n, d) to all planes of a coder whose sketches have so many words."""
     mean, matrix, planes = coder
@@ -54,7 +56,7 @@ def write_margins(vectors, coder, words, margins):
         project(products[0, : matrix.shape[1] - 64 * words], planes, margins[i])
 
 
-@njit(nogil=True, cache=True)
+@kept(nogil=True)
 def encode_block(vectors, coder, codes, sketches, factors):
     """Write the codes (b, L) and sketches (b, words + 1) of vectors (b, d), see Coder.
 

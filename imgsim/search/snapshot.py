@@ -143,7 +143,8 @@ class Snapshot:
 
     def warm_up(self) -> None:
         """Compile the search now, and say so if it has not been compiled on this machine yet."""
-        if not any(Path(search_block.stats.cache_path).glob("kernels.search_block*.nbi")):
+        place = search_block.stats.cache_path
+        if not (place and any(Path(place).glob("kernels.search_block*.nbi"))):
             print("Compiling the search, once on this machine (some ten seconds).", file=sys.stderr)
         self.search(self.vectors[:1], 1, 0, 0)
 

@@ -1,12 +1,12 @@
 """The buckets that a search looks up, where the tables lie elsewhere."""
 
 import numpy as np
-from numba import njit
 
+from imgsim.search.compiled import kept
 from imgsim.search.probing import nearest_buckets
 
 
-@njit(cache=True)
+@kept()
 def nearest_codes(margins, buckets_per_table):
     """Find the codes (m, L, b) of the b buckets per table that lie nearest to queries of margins (m, L, k)."""
     squares = np.empty(margins.shape[2], np.float32)
