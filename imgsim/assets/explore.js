@@ -1,4 +1,4 @@
-// Locality-sensitive hashing, to be moved by hand: a map of images, planes, cells, probes, and what they find.
+// Explore locality-sensitive hashing: a map of images, planes, cells, probes, and what they find.
 // One module for two homes: the page that `imgsim explore` writes, and the notebooks' widget (anywidget). What it
 // computes is what Python computes; a test compares codes, candidates and shares.
 

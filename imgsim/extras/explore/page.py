@@ -28,7 +28,7 @@ ASSETS = PACKAGE / "assets"
 DIMENSIONS = 16  # of the points on the page, if the embeddings have as many: the last one is that of the cone
 MOST, TILE = 1400, 44  # images on a page of at most 2 MB, and the pixels of a thumbnail's side
 QUALITY = 55  # of the thumbnails
-TITLE = b"<title>Locality-sensitive hashing, to be moved by hand</title>"
+TITLE = b"<title>Explore locality-sensitive hashing</title>"
 
 
 def reduce_points(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

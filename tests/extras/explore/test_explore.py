@@ -196,7 +196,7 @@ def test_tasks_check_their_answers(open_page):
 
 def test_names_stay_text(open_page):
     page = open_page(viewport=WIDE)
-    assert page.title() == "Locality-sensitive hashing, to be moved by hand"
+    assert page.title() == "Explore locality-sensitive hashing"
     titles = page.locator(".row button").evaluate_all("(buttons) => buttons.map((button) => button.title)")
     assert len(titles) == 10 and set(titles) <= set(HOSTILE)
 
