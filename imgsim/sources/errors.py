@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-INSTALLED_AS = {"ray": "ray[data]"}  # modules whose name for pip is another
+INSTALLED_AS = {"ray": "ray[data]", "faiss": "faiss-cpu"}  # modules whose name for pip is another
 
 
 def first_line(error: BaseException) -> str:
@@ -20,6 +20,8 @@ def say(error: Exception) -> str:
     said = str(getattr(error, "evalue", error)).strip()  # a notebook's error says more than its execution's
     if any(os.strerror(full) in said for full in (errno.ENOSPC, errno.EDQUOT)):
         return "The disk is full: make room on it, or let --output or IMGSIM_CACHE name another place."
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # what os.getcwd raises
+        return "The folder that this was started in is gone: change to another one."
     return said.partition("\n")[0] or f"stopped by {getattr(error, 'ename', type(error).__name__)}"
 
 

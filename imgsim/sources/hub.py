@@ -25,6 +25,8 @@ def locate(name: str, kind: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
+    if folder.is_file():
+        raise ValueError(f"{kind} {name!r} is a file: name a folder, or a repository of the Hub.")
     from huggingface_hub import HfApi, errors, snapshot_download
 
     repo, _, revision = name.partition("@")

@@ -24,6 +24,8 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(modules, com
     [
         (OSError(28, "No space left on device"), "The disk is full: make room on it"),
         (OSError(122, "Disk quota exceeded"), "The disk is full: make room on it"),
+        (FileNotFoundError(2, "No such file or directory"), "The folder that this was started in is gone"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), "[Errno 2] No such file or directory: 'a.txt'"),
         (ValueError("first\nsecond"), "first"),
         (RuntimeError(), "stopped by RuntimeError"),
     ],

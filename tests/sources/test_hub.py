@@ -28,6 +28,13 @@ def test_a_folder_that_is_there_is_taken(kind, tmp_path, monkeypatch):
     assert locate("owner/name", kind) == tmp_path / "owner" / "name"
 
 
+@pytest.mark.parametrize("kind", ["dataset", "checkpoint"])
+def test_a_file_is_neither(kind, tmp_path, refused):
+    (tmp_path / "photos.zip").touch()
+    with refused(f"{kind} '{tmp_path / 'photos.zip'}' is a file"):
+        locate(str(tmp_path / "photos.zip"), kind)
+
+
 def test_a_name_that_the_hub_does_not_know_is_refused(monkeypatch, refused):
     def answer(hub, repo, **options):
         raise RepositoryNotFoundError("404", response=Mock(headers={}))
