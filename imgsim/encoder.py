@@ -14,11 +14,11 @@ from imgsim.models.batches import cached_embeddings, count_images, embed_batches
 from imgsim.models.loading import (
     BUILTIN,
     LOADING_ERRORS,
+    as_device,
     example_pixels,
     load_model,
     memory_layout,
     model_digest,
-    pick_device,
     pick_dtype,
     read_processor,
     weights_state,
@@ -51,7 +51,7 @@ class Encoder:
     ):
         self.given: torch.nn.Module | None = None if origin else model  # it lives on: see embed
         self.state = weights_state(model)
-        self.device = torch.device(device or pick_device())
+        self.device = as_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.precision = str(self.dtype).removeprefix("torch.")
         self.network = Pooled(model if origin else copy.deepcopy(model), pooling).to(self.device, self.dtype).eval()
@@ -152,7 +152,7 @@ def load_encoder(checkpoint="builtin", device=None, dtype=None, processor=None, 
     if is_onnx(name):
         if prefix:
             raise ValueError(f"{name!r} has no untrained self: take that of the checkpoint it was made of.")
-        onnx, on = OnnxModel(name, processor), torch.device(device or "cpu")
+        onnx, on = OnnxModel(name, processor), as_device(device or "cpu")
         if on.type != "cpu":
             raise ValueError(f"An ONNX file runs on the CPU, not on {on.type}; take the checkpoint it was made of.")
         return Encoder(onnx, onnx.processor, on, pick_dtype(dtype, on, name), pooling, origin)

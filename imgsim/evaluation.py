@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from imgsim.hashing import normalise
+from imgsim.hashing import check_integer, normalise
 
 BLOCK = 1024  # queries compared with all candidates at a time
 
@@ -21,7 +21,7 @@ def exact_neighbours(queries, candidates, k: int) -> tuple[np.ndarray, np.ndarra
         Rows (m, k) int64 and cosines (m, k) float32, nearest first.
     """
     queries, candidates = normalise(queries), normalise(candidates)
-    k = min(k, len(candidates))
+    k = min(check_integer(k, "k", 1), len(candidates))
     rows, cosines = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     for start in range(0, len(queries), BLOCK):
         block = slice(start, start + BLOCK)
@@ -127,7 +127,7 @@ def evaluate(index, candidates, queries, labels=None, query_labels=None) -> dict
         seconds.append(time.perf_counter() - start)
     return {
         "candidates": len(candidates),
-        "queries": len(queries),
+        "queries": check_integer(len(queries), "the number of queries", 1),
         "exact_label_precision_at_5": label_precision(true, labels, query_labels),
         "label_precision_at_5": label_precision(found.ids, labels, query_labels),
         "recall_at_10": float((found.cosines >= cosines[:, -1:] - 1e-6).mean()),  # a copy of the tenth will do

@@ -18,6 +18,7 @@ from datasets import Dataset, Features, Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoModelForImageClassification,
     BitImageProcessorPil,
     Dinov2Config,
     Dinov2Model,
@@ -213,6 +214,33 @@ def test_a_module_of_ones_own_may_give_its_rows_as_they_are(encoder, images):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 5))
     own = load_encoder(model, "cpu", processor=encoder.processor)
     assert own.dim == 5 and own.embed(images["test"]["image"]).shape == (9, 5)
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_wrapped_module_is_pooled_as_it_is_alone(wrap, checkpoint, encoder, images):
+    wrapped = load_encoder(wrap(AutoModel.from_pretrained(checkpoint)), "cpu", processor=encoder.processor)
+    assert wrapped.pooling == encoder.pooling
+    sources = images["test"]["image"]
+    np.testing.assert_allclose(wrapped.embed(sources), encoder.embed(sources), atol=1e-5)
+
+
+def test_a_classifier_on_several_devices_is_embedded_without_its_head(copy, encoder, images):
+    model = torch.nn.DataParallel(AutoModelForImageClassification.from_pretrained(copy))
+    wrapped, sources = load_encoder(model, "cpu", processor=encoder.processor), images["test"]["image"]
+    np.testing.assert_allclose(wrapped.embed(sources), encoder.embed(sources), atol=1e-5)
+
+
+def test_a_module_that_cannot_embed_is_refused_with_the_reason(checkpoint, encoder, refused):
+    broken = AutoModel.from_pretrained(checkpoint)
+    broken.layernorm.weight.data.fill_(torch.nan)
+    with refused("not finite"):
+        load_encoder(broken, "cpu", processor=encoder.processor)
+    with refused("no weights yet"):
+        load_encoder(AutoModel.from_pretrained(checkpoint).to("meta"), "cpu", processor=encoder.processor)
+    with refused("pixel_values"):
+        load_encoder(broken, "cpu", processor=lambda images, return_tensors: {"input_values": torch.zeros(2, 9)})
+    with refused("no device 'gpu'"):
+        load_encoder(checkpoint, "gpu")
 
 
 def test_a_model_without_a_pooled_output_is_refused(encoder, refused):

@@ -39,6 +39,18 @@ def pick_device(checkpoint="builtin") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def as_device(device) -> torch.device:
+    """Return a device given by name or as torch has it, by default that of `pick_device`.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    try:
+        return torch.zeros((), device=device or pick_device()).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's builds differ
+        raise ValueError(f"There is no device {str(device)!r} here: take cuda, mps or cpu.") from error
+
+
 def pick_dtype(dtype, device: torch.device, checkpoint="builtin") -> torch.dtype:
     """Return a precision given by name or as torch has it.
 
@@ -122,8 +134,10 @@ def memory_layout(model: torch.nn.Module) -> torch.memory_format:
 
 
 def weights_state(model: torch.nn.Module) -> list[tuple[int, int]]:
-    """Return what changes when a module's weights do, without reading them."""
+    """Return what changes when a module's weights do, without reading them; ValueError if it has none."""
     tensors = (*model.parameters(), *model.buffers())
+    if any(tensor.is_meta for tensor in tensors):
+        raise ValueError("The model has no weights yet, only their shapes (torch's meta device): load them first.")
     return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
@@ -131,9 +145,14 @@ def example_pixels(prepare: Callable[[list], torch.Tensor]) -> torch.Tensor:
     """Return what an image processor makes of two copies of an image.
 
     Raises:
-        ValueError: it makes of images of another shape pixels of another shape.
+        ValueError: it makes no pixels, or makes of images of another shape pixels of another shape.
     """
-    pixels, others = (prepare([Image.new("RGB", size)] * 2) for size in ((64, 64), (96, 48)))
+    try:
+        pixels, others = (prepare([Image.new("RGB", size)] * 2) for size in ((64, 64), (96, 48)))
+    except KeyError as error:
+        raise ValueError(
+            f"The image processor makes of images no {first_line(error)}: is it one for images?"
+        ) from error
     if pixels.shape != others.shape:
         raise ValueError("The image processor keeps the shape of images: it must crop or resize them to one size.")
     return pixels

@@ -15,6 +15,7 @@ POOLINGS = {
     "mean": "the average over the image: of the patches' tokens, or of each channel's map",
     "joint space": "where a dual encoder puts images (or sounds) and texts side by side",
 }
+PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 PREFIX = ("cls_token", "class_embedding", "distillation_token", "register_tokens")  # these come before the patches
 
 
@@ -30,7 +31,9 @@ def no_masking(sequence: torch.Tensor, noise: Any = None) -> tuple[torch.Tensor,
 
 
 def backbone(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the part that sees: without a classifier's head, and without a masked autoencoder's masks."""
+    """Return the part that sees: without a classifier's head and a masked autoencoder's masks."""
+    if isinstance(model, PARALLEL):  # they hide what decides the pooling
+        model = model.module
     if isinstance(model, PreTrainedModel) and MODEL_MAPPING.get(type(model.config), None) is not type(model):
         model = model.base_model  # not always: DINOv3's bare model calls a part of itself its base
     if hasattr(getattr(model, "embeddings", None), "random_masking"):
@@ -83,6 +86,8 @@ class Pooled(torch.nn.Module):
         embeddings = self.pool(outputs, self.pooling or chosen)
         if embeddings is None:
             raise ValueError(f"A model of type {kind!r} cannot be pooled by {self.pooling!r}, but by {chosen!r}.")
+        if not torch.isfinite(embeddings).all():
+            raise ValueError(f"A model of type {kind!r} gives numbers that are not finite: are its weights damaged?")
         two = embeddings.ndim == len(embeddings) == 2
         if not (two and torch.allclose(embeddings[0].float(), embeddings[1].float(), rtol=1e-2, atol=1e-3)):
             raise ValueError(f"A model of type {kind!r} does not give one image the same row of numbers twice.")
