@@ -46,8 +46,9 @@ def fresh_folder(folder: Path) -> Iterator[None]:
     before, names = beside / "before", (folder.with_name(f"{folder.name}.failed{number or ''}") for number in count())
     failed = next(path for path in names if not path.exists() or (path.is_dir() and not others_in(path)))
     holds_run = before.exists() or any((folder / name).exists() for name in ("run.json", f"{NOTEBOOKS[0]}.ipynb"))
-    if folder.exists() and any(folder.iterdir()) and not holds_run:
-        raise ValueError(f"{str(folder)!r} holds other files: a run wants a folder of its own (--output).")
+    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not holds_run):
+        what = "is a file" if folder.is_file() else "holds other files"
+        raise ValueError(f"{str(folder)!r} {what}: a run wants a folder of its own (--output).")
     lock = FileLock(beside / "lock", timeout=0)  # released by the system, however the process ends
     try:
         beside.mkdir(parents=True, exist_ok=True)

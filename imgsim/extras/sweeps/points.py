@@ -30,6 +30,8 @@ def read_points(path) -> list[dict]:
         ValueError: a name or a value is wrong.
     """
     content = read_params(path)
+    if not content:
+        raise ValueError(f"{str(path)!r} holds no settings: write lines such as hash_size: [6, 8].")
     named = content.pop("points", {"": {}})
     if not isinstance(named, dict) or not all(isinstance(own, dict) for own in named.values()) or not named:
         raise ValueError(f"points in {str(path)!r} must hold lines of the form name: {{setting: value}}.")

@@ -471,6 +471,13 @@ def test_what_no_run_wrote_is_never_deleted(tmp_path):
     assert (tmp_path / "run.failed1" / "01_embeddings.ipynb").exists()
 
 
+def test_a_file_is_no_place_for_a_run(tmp_path, refused):
+    (tmp_path / "notes").write_text("mine")
+    with refused("is a file"), fresh_folder(tmp_path / "notes"):
+        pytest.fail("the run began")
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_two_runs_at_once_do_not_share_a_folder(tmp_path, refused):
     with fresh_folder(tmp_path / "run"):
         (tmp_path / "run" / "run.json").touch()

@@ -168,6 +168,7 @@ def test_product_and_named_points(tmp_path):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
+        ("# nothing yet", "holds no settings"),
         ("hash_sise: [6, 8]", "hash_sise"),
         ("hash_size: [6, '8']", "hash_size must be a whole number, not '8'"),
         ("hash_size: [6, 70]", "hash_size is 70"),
