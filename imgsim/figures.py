@@ -47,7 +47,7 @@ def plot_images(images, labels, colours=None, columns: int = 6) -> Figure:
     for i, (axis, image) in enumerate(zip(axes, images, strict=False)):
         axis.imshow(PIL.ImageOps.pad(open_image(image), (150, 150), color="white"))
         caption = "\n".join(readable(line, f"image {i}") for line in str(labels[i]).split("\n"))
-        axis.set_title(caption, fontsize=9, color=colours[i] if colours else INK, fontweight="normal")
+        axis.set_title(caption, fontsize=9, color=colours[i] if colours else INK, fontweight="normal", parse_math=False)
     return figure
 
 

@@ -16,4 +16,4 @@ def readable(text: str, otherwise: str) -> str:
     """Return a text as a figure can show it, cut to 22 characters; `otherwise` if no font has its characters."""
     if not all(any(get_font(findfont(name)).get_char_index(ord(letter)) for name in FONTS) for letter in text):
         return otherwise
-    return (text if len(text) <= 22 else f"{text[:21]}…").replace("$", r"\$")  # a dollar sign is no mathematics
+    return text if len(text) <= 22 else f"{text[:21]}…"
