@@ -62,7 +62,8 @@ def cone(n, dim=24, seed=0):
 
 
 def files_of(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    """The finished files below a folder, and when they were written; what is being written is hidden."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*.parquet")}
 
 
 def name_of(process):
