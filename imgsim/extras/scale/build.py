@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from operator import methodcaller
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,6 @@ from imgsim.search.principal import check_planes, fit_projection
 MEAN_ROWS, MEAN_SHARDS = 1 << 16, 32  # embeddings, and shards they come from, whose mean stands for the mean of all
 BUCKET_SIZE = 16  # candidates per bucket, if hash_size is not given
 PART_ROWS = 1 << 22  # rows of a table per file
-TASK_ROWS, MAX_PARTITIONS = 1 << 21, 200  # rows of tables that a task sorts, as long as there are not too many tasks
 SKETCH_GROUP, TABLE_GROUP = 1 << 13, 1 << 12  # rows per row group
 
 
@@ -75,29 +76,22 @@ def build_index(
             "projection", job_id, pa.table({"vector": as_lists(rows)}), len(rows)
         )
     coder = read_coder(target, finished["projection"], hash_size, num_tables)
-    unhashed = [{"name": name, "file": file["name"]} for name, file in shards.items() if name not in finished]
     missing = [part for name, part in parts.items() if name not in finished]
-    one_each = {"batch_size": 1, "batch_format": "pyarrow"}
-    if unhashed or missing:
+    if missing or shards.keys() - finished.keys():
+        items = [{"name": name, "file": file["name"], "hashed": finished.get(name)} for name, file in shards.items()]
+        total, settings = count * len(missing) >> prefix_bits, (embeddings, target, job_id, coder, missing, prefix_bits)
         with cluster() as data:
-            if unhashed:
-                items = data.from_items(unhashed, override_num_blocks=len(unhashed))
-                settings = embeddings, target, job_id, coder
-                hashed = items.map_batches(save_sketches, **one_each, fn_args=settings)
-                list(run_job(hashed, sum(shards[item["name"]]["rows"] for item in unhashed), "hashing", "image"))
-            if missing:
-                finished, total = target.finished(job_id), count * len(missing) >> prefix_bits
-                items = data.from_items([{"file": finished[name]} for name in shards], override_num_blocks=len(shards))
-                settings = target, missing, hash_size, num_tables, prefix_bits
-                rows = items.map_batches(rows_by_part, **one_each, fn_args=settings)
-                partitions = min(max(2, total // TASK_ROWS), len(missing), MAX_PARTITIONS)
-                saved = rows.groupby("part", num_partitions=partitions).map_groups(
-                    save_part, batch_format="pyarrow", fn_args=(target, job_id, prefix_bits)
-                )
-                list(run_job(saved, total, "storing", "row"))
-                empty = pa.table({"hash": np.empty(0, code_dtype(hash_size)), "id": np.empty(0, np.int64)})
-                for name in parts.keys() - target.finished(job_id):
-                    write_part(target, job_id, parts[name], prefix_bits, empty)
+            hashed = data.from_items(items, override_num_blocks=len(items)).map_batches(
+                rows_by_part, batch_size=1, batch_format="pyarrow", fn_args=settings
+            )
+            bundles = run_job(hashed.iter_internal_ref_bundles, total, "hashing", "row", methodcaller("num_rows"))
+            rows = data.from_arrow_refs([block for bundle in bundles for block in bundle.block_refs])
+            settings = target, job_id, prefix_bits
+            saved = rows.groupby("part").map_groups(save_part, batch_format="pyarrow", fn_args=settings)
+            list(run_job(saved.iter_rows, total, "storing", "row"))
+        empty = pa.table({"hash": np.empty(0, code_dtype(hash_size)), "id": np.empty(0, np.int64)})
+        for name in parts.keys() - target.finished(job_id):
+            write_part(target, job_id, parts[name], prefix_bits, empty)
     manifest = {"embeddings": embeddings_version(source), "encoder": source["encoder"], "dim": source["dim"]}
     manifest |= {"count": count, "hash_size": hash_size, "num_tables": num_tables, "planes": planes, "seed": seed}
     manifest |= {"top": prefix_bits, "build_seconds": time.perf_counter() - start}
@@ -116,8 +110,13 @@ def draw_coder(embeddings: Shards, source: dict, hash_size: int, num_tables: int
     if source["count"] > MEAN_ROWS:
         files = files[:: -(-len(files) // MEAN_SHARDS)]
     step = -(-sum(file["rows"] for file in files) // MEAN_ROWS)
-    columns = (embeddings.read(file["name"])["embedding"] for file in files)
-    vectors = np.concatenate([vectors_in(column)[::step] for column in columns])
+
+    def sample(file: dict) -> np.ndarray:
+        column = embeddings.read(file["name"])["embedding"]
+        return vectors_in(column.take(np.arange(0, len(column), step)))
+
+    with ThreadPoolExecutor() as pool:
+        vectors = np.concatenate(list(pool.map(sample, files)))
     projection = fit_projection(vectors, hash_size, num_tables, seed, planes)
     return Coder(projection, draw_rotation(vectors.shape[1], seed))
 
@@ -139,30 +138,30 @@ def read_coder(target: Shards, file: str, hash_size: int, num_tables: int) -> Co
     return Coder(Projection(planes, mean[0], within), np.ascontiguousarray(rotation.T))
 
 
-def save_sketches(batch: pa.Table, embeddings: Shards, target: Shards, job_id: str, coder: Coder):
-    """Hash the shard of embeddings that a batch names, and write its ids, codes and sketches."""
-    (item,) = batch.to_pylist()
-    table = embeddings.read(item["file"])
-    codes, sketches = coder.encode(vectors_in(table["embedding"]))
-    hashed = pa.table({"id": table["id"], "codes": as_bytes(codes), "sketch": as_bytes(sketches)})
-    target.write_table(item["name"], job_id, with_metadata(hashed, **id_range(hashed)), SKETCH_GROUP)
-    return pa.table({"count": [len(hashed)]})
-
-
 def rows_by_part(
-    batch: pa.Table, target: Shards, missing: list[int], hash_size: int, num_tables: int, prefix_bits: int
+    batch: pa.Table, embeddings: Shards, target: Shards, job_id: str, coder: Coder, missing: list[int], prefix_bits: int
 ):
-    """Return the rows (part, hash, id) that a shard of codes has in the missing parts of the tables.
+    """Hash the shard of embeddings that a batch names, unless that was done, and write its ids, codes and sketches.
 
     A part holds the hashes of a table that begin with the same bits; its number is table * 2^prefix_bits + these bits.
+
+    Returns:
+        The rows (part, hash, id) that the shard has in the missing parts of the tables.
     """
-    table = target.read(batch["file"][0].as_py())
-    codes = as_array(table["codes"], code_dtype(hash_size)).T
-    prefixes = (codes >> codes.dtype.type(hash_size - prefix_bits)).astype(np.int64)
+    (item,), (num_tables, _, hash_size) = batch.to_pylist(), coder.projection.planes.shape
+    if item["hashed"]:
+        table = target.read(item["hashed"])
+        codes = as_array(table["codes"], code_dtype(hash_size))
+    else:
+        table = embeddings.read(item["file"])
+        codes, sketches = coder.encode(vectors_in(table["embedding"]))
+        hashed = pa.table({"id": table["id"], "codes": as_bytes(codes), "sketch": as_bytes(sketches)})
+        target.write_table(item["name"], job_id, with_metadata(hashed, **id_range(hashed)), SKETCH_GROUP)
+    prefixes = (codes.T >> codes.dtype.type(hash_size - prefix_bits)).astype(np.int64)
     parts = (np.arange(num_tables)[:, None] << prefix_bits) + prefixes
     wanted = np.isin(parts, missing)
     ids = np.broadcast_to(table["id"].to_numpy(), parts.shape)
-    return {"part": parts[wanted].astype(np.int32), "hash": codes[wanted], "id": ids[wanted]}
+    return {"part": parts[wanted].astype(np.int32), "hash": codes.T[wanted], "id": ids[wanted]}
 
 
 def save_part(table: pa.Table, target: Shards, job_id: str, prefix_bits: int) -> pa.Table:

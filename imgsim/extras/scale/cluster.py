@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from operator import itemgetter
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
 from imgsim.extras.runs.environment import environ
-from imgsim.sources.errors import first_line, require
+from imgsim.sources.errors import require
 
 STORE_BYTES = 1 << 30  # shared memory in which a local Ray keeps blocks; more than that goes to disk
 BLOCK_BYTES = 32 << 20  # of a block, which is handed from step to step
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # where Ray runs on one machine only, it listens on 127.0.0.1
+RAY_ADDS = re.compile(r"\n|: ['\"]Failed to ")  # begins what Ray puts at the end of an error
 TOKEN = token_hex(32)  # one for the whole process: Ray reads it once
 
 
@@ -64,6 +67,8 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
         context.enable_progress_bars = False
         context.target_max_block_size = BLOCK_BYTES
         context.execution_options.preserve_order = True
+        context.raise_original_map_exception = True
+        context.shuffle_strategy = "sort_shuffle_push_based"  # two to three times as fast as the default, by hash
         if not ray.is_initialized():
             options = {"log_to_driver": False, "logging_level": logging.ERROR}
             if not os.environ.get("RAY_ADDRESS"):
@@ -83,24 +88,27 @@ def cluster(cpus: int | None = None, num_gpus: int | None = None) -> Iterator:
         yield ray.data
 
 
-def run_job(job, total: int, what: str, unit: str) -> Iterator[dict]:
-    """Run a job of Ray Data with a progress bar; give its rows, each with a `count` that moves the bar.
+def run_job(results: Callable[[], Iterable], total: int, what: str, unit: str, count=itemgetter("count")) -> Iterator:
+    """Run a job of Ray Data with a progress bar; give its results, each of which moves the bar by its count.
 
     Raises:
         ValueError, OSError, RuntimeError: a task raised it.
     """
     with tqdm(total=total, desc=what, unit=unit, delay=1) as bar:
         try:
-            for row in job.iter_rows():
-                bar.update(row["count"])
-                yield row
+            for result in results():
+                bar.update(count(result))
+                yield result
         except Exception as error:
             raise root_cause(error) from error
 
 
 def root_cause(error: Exception) -> Exception:
-    """Return what went wrong in a task, without Ray's account of where."""
+    """Return what went wrong in a task, without Ray's account of where and how often."""
     cause = error
     while inner := getattr(cause, "cause", None) or cause.__cause__:
         cause = inner
-    return cause if isinstance(cause, (ValueError, OSError)) else RuntimeError(f"A task failed: {first_line(cause)}")
+    said = RAY_ADDS.split(str(cause).strip(), maxsplit=1)[0]
+    if isinstance(cause, OSError):
+        return OSError(said)
+    return ValueError(said) if isinstance(cause, ValueError) else RuntimeError(f"A task failed: {said}")

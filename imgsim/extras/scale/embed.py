@@ -122,7 +122,7 @@ def embed_images(
                 embedded = items.map_batches(OpenAndEmbed, **by_piece, **actor)
             shards = embedded.repartition(target_num_rows_per_block=rows, strict=True)
             saved = shards.map_batches(save_embeddings, batch_format="pyarrow", fn_args=(target, job_id, rows))
-            for row in run_job(saved, sum(piece["count"] for piece in pieces), "embedding", "image"):
+            for row in run_job(saved.iter_rows, sum(piece["count"] for piece in pieces), "embedding", "image"):
                 ended += row["ended"]
                 bad += row["bad"]
                 check_bad(images, bad, max_bad, *json.loads(row["example"]))

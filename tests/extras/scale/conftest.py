@@ -1,14 +1,23 @@
 """What the tests of a room share: a store that speaks S3 and fails when it is told to, and a comparison."""
 
+import os
 import threading
 import time
 from collections import Counter
 
 import numpy as np
 import pytest
+from jobs import PATIENCE, name_of
 
+from imgsim.extras.scale.cluster import TOKEN, cluster
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.extras.scale.shards import Shards
+
+FAILURES = {
+    "5xx": ("500 Internal Server Error", "InternalError"),
+    "full": ("507 Insufficient Storage", "XMinioStorageFull"),
+    "gone": ("404 Not Found", "NoSuchKey"),
+}
 
 
 class Store:
@@ -16,7 +25,7 @@ class Store:
 
     Attributes:
         requests, bytes: answered so far, by method; and sent.
-        fails: a function of method and path that gives "5xx", "slow", "gone" or nothing.
+        fails: a function of method and path that gives "5xx", "full", "slow", "gone" or nothing.
     """
 
     def __init__(self):
@@ -47,9 +56,9 @@ class Store:
             self.failed[how] += bool(how)
         if how == "slow":
             time.sleep(3)
-        if how in ("5xx", "gone"):
+        if how in FAILURES:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            code, name = ("500 Internal Server Error", "InternalError") if how == "5xx" else ("404 No", "NoSuchKey")
+            code, name = FAILURES[how]
             body = f"<?xml version='1.0'?><Error><Code>{name}</Code><Message>{name}</Message></Error>".encode()
             start_response(code, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [b"" if method == "HEAD" else body]
@@ -111,3 +120,21 @@ def store():
         store.fails = None
     store.server.shutdown()
     store.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """A local Ray with a GPU that exists in its books only; nothing of it is left at the end."""
+    psutil = pytest.importorskip("psutil", reason="the extra notebooks is not installed")
+    ray = pytest.importorskip("ray", reason="the extra scale is not installed")
+    with cluster(3, num_gpus=1):
+        yield ray
+        started = [one for one in psutil.Process().children(recursive=True) if "ray" in name_of(one).lower()]
+    assert started and not ray.is_initialized() and not psutil.wait_procs(started, timeout=PATIENCE)[1]
+
+
+@pytest.fixture(scope="module")
+def joining(ray_here):
+    """The environment of a process that joins this Ray with its token."""
+    address = ray_here.get_runtime_context().gcs_address
+    return os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}

@@ -1,91 +1,32 @@
-"""Scaling out: the same tables and answers as in one process, whatever happens meanwhile. Ray starts once, for all."""
+"""Scaling out: the same tables and answers as in one process. Ray starts once, for all."""
 
 import os
-import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-pytest.importorskip("psutil", reason="the extra notebooks is not installed")
-pytest.importorskip("ray", reason="the extra scale is not installed")
-
-import psutil
+from jobs import PATIENCE, TABLES, cone, embeddings_of, files_of
 
 from imgsim import candidates_and_queries, load_encoder, load_images
 from imgsim.extras.modalities.encoders import load_dual_encoder
 from imgsim.extras.scale.actors import EmbedRows
 from imgsim.extras.scale.build import build_index
-from imgsim.extras.scale.cluster import TOKEN, cluster
 from imgsim.extras.scale.embed import embed_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
-from imgsim.extras.scale.shards import Shards
 from imgsim.extras.scale.sources import list_images
 from imgsim.hashing import normalise
 from imgsim.index import BuildLSHTable
 from imgsim.search.candidates import arrays_of
 from imgsim.search.snapshot import Snapshot
 
-TABLES = {"hash_size": 8, "num_tables": 10}
-PATIENCE = 500  # seconds after which something that takes less than a minute hangs, on slow machines too
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_here():
-    """A local Ray with a GPU that exists in its books only; nothing of it is left at the end."""
-    import ray
-
-    with cluster(3, num_gpus=1):
-        yield ray
-        started = [one for one in psutil.Process().children(recursive=True) if "ray" in name_of(one).lower()]
-    assert started and not ray.is_initialized() and not psutil.wait_procs(started, timeout=PATIENCE)[1]
-
-
-@pytest.fixture(scope="module")
-def joining(ray_here):
-    """The environment of a process that joins this Ray with its token."""
-    address = ray_here.get_runtime_context().gcs_address
-    return os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-
-
-def cone(n, dim=24, seed=0):
-    rng = np.random.default_rng(seed)
-    return (rng.standard_normal((n, dim)) + rng.standard_normal(dim)).astype(np.float16)
-
-
-def files_of(folder):
-    """The finished files below a folder, and when they were written; what is being written is hidden."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*.parquet")}
-
-
-def name_of(process):
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def wait_for(condition, seconds=PATIENCE):
-    """What a condition gives as soon as it is true."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-    return value
-
-
-def embeddings_of(folder):
-    """Ids, embeddings and sources that a folder's manifest stands for."""
-    shards = Shards.at(folder, "embeddings")
-    table = pa.concat_tables([shards.read(file["name"]) for file in shards.manifest()["files"]])
-    return table["id"].to_numpy(), np.stack(table["embedding"].to_numpy()), table["source"].to_pylist()
+pytestmark = pytest.mark.usefixtures("ray_here")
 
 
 def test_nobody_else_gets_into_the_folder_of_ray(ray_here):
@@ -98,24 +39,6 @@ def test_ray_listens_on_loopback_only(ray_here):
     ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
     ports = [one for process in ours for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
     assert ports and {one.laddr.ip for one in ports} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-
-
-def test_a_build_that_is_killed_is_not_seen_and_goes_on(tmp_path, joining, assert_same):
-    """The one that is killed is a process of its own, which joins the Ray that runs here."""
-    work, points = tmp_path / "work", cone(1500)
-    store_embeddings(work, points, shard_rows=60)
-    build_index(work, **TABLES)
-    command = [sys.executable, "-m", "imgsim", "scale", "build", str(work), "--hash-size", "9", "--seed", "3"]
-    before = files_of(work / "index")
-    with subprocess.Popen(command, env=joining, stderr=subprocess.DEVNULL) as process:
-        new = wait_for(lambda: dict(files_of(work / "index" / "sketches").items() - before.items()))
-        process.send_signal(signal.SIGKILL)
-    assert len(new) < 25
-    assert_same(work, BuildLSHTable(**TABLES).build_from_embeddings(points), points[:3])  # the older version stands
-    build_index(work, 9, 10, seed=3)
-    assert_same(work, BuildLSHTable(hash_size=9, num_tables=10, seed=3).build_from_embeddings(points), points[:3])
-    after = files_of(work / "index")
-    assert all(after[path] == at for path, at in new.items()) and not set(before) & set(after)
 
 
 @pytest.mark.parametrize("change", [{}, {"probes": 0}, {"rerank": None}, {"rerank": 3}, {"rerank": 0}, {"probes": 300}])
@@ -275,105 +198,8 @@ def test_a_rerun_does_nothing_and_new_settings_replace(tmp_path, assert_same):
     assert len(list((work / "embeddings").glob("*.parquet"))) == 2
 
 
-def test_a_worker_that_is_killed_loses_nothing(tmp_path, image_folder, checkpoint, ray_here):
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for number in range(12):
-        for path in image_folder.rglob("*.png"):
-            (photos / f"{number:02}-{path.name}").write_bytes(path.read_bytes())
-    job = threading.Thread(
-        target=embed_images,
-        args=(photos, tmp_path / "work", str(checkpoint)),
-        kwargs={"concurrency": 2, "shard_rows": 16},
-    )
-    job.start()
-    # Ray's title of a process that embeds; when the first shard is written, it may have ended.
-    at_work = "Embed)).submit"
-    killed = wait_for(lambda: [one for one in psutil.Process().children(recursive=True) if at_work in name_of(one)])
-    killed[0].kill()
-    job.join(PATIENCE)
-    ids, points, _ = embeddings_of(tmp_path / "work")
-    assert ids.tolist() == list(range(12 * 24)) and np.isfinite(points).all()
-
-
 def test_a_cluster_that_runs_is_not_joined_with_another_token(tmp_path, joining):
     store_embeddings(tmp_path, cone(200))
     command = [sys.executable, "-m", "imgsim", "scale", "build", str(tmp_path)]
     refused = subprocess.run(command, env=joining | {"RAY_AUTH_TOKEN": "0" * 64}, capture_output=True, timeout=PATIENCE)
     assert refused.returncode == 1 and not (tmp_path / "index" / "manifest.json").exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of 2 MB."""
-    (tmp_path / "small").mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path / "small")]
-    if subprocess.run(mounted, capture_output=True).returncode:
-        pytest.skip("a small disk can only be mounted by root")
-    yield tmp_path / "small"
-    subprocess.run(["umount", "-l", str(tmp_path / "small")], check=True)
-
-
-def test_a_full_disk_ends_the_job_with_a_sentence_and_what_was_done_is_kept(small_disk, assert_same):
-    store_embeddings(small_disk, cone(2000), shard_rows=100)
-    filler = small_disk / "filler"
-    filler.write_bytes(b"0" * (1_700_000 - sum(path.stat().st_size for path in small_disk.rglob("*.parquet"))))
-    with pytest.raises(OSError, match="No space left"):
-        build_index(small_disk, 8, 40)
-    kept = files_of(small_disk / "index")
-    assert kept and not (small_disk / "index" / "manifest.json").exists()
-    assert not list((small_disk / "index").rglob(".*"))
-    filler.unlink()
-    build_index(small_disk, 8, 40)
-    assert all(files_of(small_disk / "index")[path] == at for path, at in kept.items())
-    assert_same(small_disk, BuildLSHTable(hash_size=8, num_tables=40).build_from_embeddings(cone(2000)), cone(3))
-
-
-def test_a_damaged_shard_is_named(tmp_path):
-    work, points = tmp_path / "work", cone(300)
-    store_embeddings(work, points, shard_rows=50)
-    broken = sorted((work / "embeddings").glob("*.parquet"))[2]
-    content = bytearray(broken.read_bytes())
-    content[200] ^= 1
-    broken.write_bytes(content)
-    with pytest.raises(ValueError, match=broken.name) as caught:
-        build_index(work, **TABLES)
-    assert "delete it" in str(caught.value) and not (work / "index" / "manifest.json").exists()
-    broken.unlink()
-    with pytest.raises(ValueError, match=broken.name):
-        build_index(work, **TABLES)
-    store_embeddings(work, points, shard_rows=50)
-    build_index(work, **TABLES)
-    index = ShardedIndex(work)
-    for damaged in list((work / "index").rglob("table=*/*.parquet")):
-        content = bytearray(damaged.read_bytes())
-        content[50] ^= 1
-        damaged.write_bytes(content)
-    with pytest.raises(ValueError, match="table="):
-        index.search(points[:1])
-    with pytest.raises(ValueError, match="table="):
-        index.export(tmp_path / "index")
-    assert not (tmp_path / "index" / "manifest.json").exists()
-
-
-def test_broken_input_is_left_out_and_listed_within_bounds(tmp_path, images, checkpoint):
-    photos, bad = tmp_path / "photos", tmp_path / "bad"
-    photos.mkdir()
-    paths = images["train"]["image_file_path"]
-    rows = pa.array([{"bytes": Path(path).read_bytes(), "path": Path(path).name} for path in paths])
-    for number in range(3):
-        pq.write_table(pa.table({"image": rows[number * 8 : number * 8 + 8]}), photos / f"{number}.parquet")
-    (photos / "1.parquet").write_bytes((photos / "1.parquet").read_bytes()[:-50])
-    manifest = embed_images(photos, tmp_path / "work", str(checkpoint), concurrency=1)
-    assert manifest["count"] == 16 and [entry["source"] for entry in manifest["skipped"]] == ["1.parquet"]
-    assert embeddings_of(tmp_path / "work")[2][8] == "2.parquet#0"
-    with pytest.raises(ValueError, match=r"more than 0 images .* such as 1.parquet"):
-        embed_images(photos, tmp_path / "work", str(checkpoint), concurrency=1, max_bad=0)
-    bad.mkdir()
-    for name in ("a", "b", "c"):
-        (bad / f"{name}.jpg").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"more than 2 images .* such as .\.jpg"):
-        embed_images(bad, tmp_path / "none", str(checkpoint), concurrency=1, max_bad=2)
-    with pytest.raises(ValueError, match=r"no readable image.*a\.jpg"):
-        embed_images(bad, tmp_path / "none", str(checkpoint), concurrency=1)
-    assert not (tmp_path / "none" / "embeddings" / "manifest.json").exists()

@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_scale import PATIENCE, TABLES, cone, embeddings_of, wait_for
+from jobs import PATIENCE, TABLES, cone, embeddings_of, wait_for
 
 from imgsim.extras.cli import main
 from imgsim.extras.scale.build import build_index
@@ -185,14 +185,15 @@ def test_a_cold_search_takes_one_round_of_reads_per_stage(built, store):
 
 
 @pytest.mark.long
-def test_a_version_appears_when_it_is_whole_and_a_store_out_of_reach_ends_the_job(nodes, bucket, store, assert_same):
+@pytest.mark.parametrize("how", ["5xx", "full"])
+def test_a_version_appears_when_it_is_whole_and_a_store_that_fails_ends_the_job(how, nodes, bucket, store, assert_same):
     work, points, written = f"{bucket}/work", cone(300), []
     store_embeddings(work, points, shard_rows=100)
 
     def fail(method, path):
         if method == "PUT":
             written.append(path)
-        return "5xx" if method == "PUT" and "table=003" in path else None
+        return how if method == "PUT" and "table=003" in path else None
 
     store.fails = fail
     with pytest.raises(OSError, match="cannot be reached") as caught:
