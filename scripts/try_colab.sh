@@ -38,10 +38,16 @@ for notebook; do
     mkdir "$work/empty"
     cp "$notebook" "$work/empty"
     echo "== $name"
-    (cd "$work/empty" && time "$root/.venv/bin/papermill" --no-progress-bar -k colab "$name" out.ipynb > "$work/log" 2>&1) ||
-        { tail -30 "$work/log" >&2; exit 1; }
+    run=("$root/.venv/bin/papermill" --no-progress-bar -k colab "$name" out.ipynb)
+    if [[ $name == 09* ]]; then  # its first cell says that the session may have to be restarted
+        (cd "$work/empty" && "${run[@]}" > "$work/log" 2>&1) || echo "restarted"
+    fi
+    (cd "$work/empty" && time "${run[@]}" > "$work/log" 2>&1) || { tail -30 "$work/log" >&2; exit 1; }
     "$work/now/bin/python" -m pip freeze > "$work/after"
     for package in "${IMPORTED[@]}"; do
-        grep -qx "$package" "$work/after" || { echo "pip replaced $package: Colab would ask for a restart." >&2; exit 1; }
+        if ! grep -qx "$package" "$work/after" && [[ $name != 09* ]]; then
+            echo "pip replaced $package: Colab would ask for a restart." >&2
+            exit 1
+        fi
     done
 done
