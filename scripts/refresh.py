@@ -103,6 +103,8 @@ if __name__ == "__main__":
     elif "--address" in sys.argv:
         for path in [*NOTEBOOKS, ROOT / "README.md", ROOT / "docs" / "command-line.md"]:
             path.write_text(readdress(path.read_text(encoding="utf-8"), address()), encoding="utf-8")
+    elif len(sys.argv) > 1:
+        sys.exit(f"{__doc__}\n--address writes the address, --clean FILE... cleans, and without options it executes.")
     else:
         for path in STORED:
             print(path.name, flush=True)

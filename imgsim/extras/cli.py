@@ -63,7 +63,7 @@ def run(command: Parser) -> Work:
 
         folder = run(chosen_settings(options), options.output)
         print(f"Pictures and story: {folder / 'report.html'}\nNumbers:            {folder / 'metrics.json'}")
-        print(f"Cache:              {cache_folder()} ({cache_megabytes():.0f} MB; make clean empties it)")
+        print(f"Cache:              {cache_folder()} ({cache_megabytes():.0f} MB, safe to delete)")
 
     return work
 

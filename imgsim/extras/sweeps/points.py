@@ -12,14 +12,8 @@ from imgsim.extras.runs.inputs import digests_of
 from imgsim.extras.runs.settings import complete_settings, read_params, run_name, short_digest
 from imgsim.images import candidates_and_queries, load_images
 
-SEARCH_SETTINGS = (
-    "hash_size",
-    "num_tables",
-    "planes",
-    "probes",
-    "seed",
-    "top_k",
-)  # all other settings decide the embeddings
+# All other settings decide the embeddings.
+SEARCH_SETTINGS = ("hash_size", "num_tables", "planes", "probes", "seed", "top_k")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
