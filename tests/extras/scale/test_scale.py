@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from jobs import PATIENCE, TABLES, cone, embeddings_of, files_of
+from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from imgsim import candidates_and_queries, load_encoder, load_images
-from imgsim.extras.modalities.encoders import load_dual_encoder
-from imgsim.extras.scale.actors import EmbedRows
+from imgsim.extras.modalities.encoders import load_audio_encoder, load_dual_encoder
 from imgsim.extras.scale.build import build_index
 from imgsim.extras.scale.embed import embed_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
-from imgsim.extras.scale.sources import list_images
 from imgsim.hashing import normalise
 from imgsim.index import BuildLSHTable
 from imgsim.search.candidates import arrays_of
@@ -128,21 +127,22 @@ def test_texts_are_embedded_with_those_left_out_that_are_none(tmp_path, refused)
         embed_images(tmp_path / "texts", tmp_path, **settings)
 
 
-def test_sounds_are_embedded_and_one_that_is_none_is_left_out(tmp_path, monkeypatch):
-    class Ear:
-        name, digest, dim = "ear", "1", 2
-
-        def embed(self, sounds):
-            if not all(sounds):
-                raise ValueError("A sound must be a row of finite numbers.")
-            return np.array([[np.mean(sound), 1] for sound in sounds])
-
-    pq.write_table(pa.table({"sound": [[1.0, 3.0], [], [2.0]]}), tmp_path / "0.parquet")
-    found = list_images(tmp_path, "sound")
-    (piece,) = found.pieces(0, 3)
-    table = EmbedRows(Ear, "1", "float16", found.folder, "sound", 2)(pa.Table.from_pylist([piece]))
-    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy())[[0, 2]], [[0.8944, 0.4472]] * 2, atol=1e-3)
-    assert table["reason"].to_pylist() == ["", "A sound must be a row of finite numbers.", ""]
+def test_sounds_are_embedded_and_one_that_is_none_is_left_out(tmp_path):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    mels = {"max_length": 64, "num_mel_bins": 32}
+    ASTModel(ASTConfig(**small, **mels)).save_pretrained(tmp_path / "ear")
+    ASTFeatureExtractor(**mels).save_pretrained(tmp_path / "ear")
+    rng = np.random.default_rng(0)
+    sounds = [rng.standard_normal(8000 + 1000 * i).tolist() for i in range(4)]
+    sounds[2] = []
+    (tmp_path / "sounds").mkdir()
+    pq.write_table(pa.table({"samples": sounds}), tmp_path / "sounds" / "0.parquet")
+    settings = {"modality": "sound", "column": "samples", "concurrency": 1, "batch_size": 2}
+    manifest = embed_images(tmp_path / "sounds", tmp_path, str(tmp_path / "ear"), **settings)
+    ids, points, _ = embeddings_of(tmp_path)
+    assert ids.tolist() == [0, 1, 3] and "row of finite numbers" in manifest["skipped"][0]["reason"]
+    expected = load_audio_encoder(tmp_path / "ear").embed([np.float32(sounds[i]) for i in ids])
+    np.testing.assert_allclose(points, normalise(expected), atol=2e-3)
 
 
 def test_eight_bits_find_what_sixteen_find(tmp_path):
