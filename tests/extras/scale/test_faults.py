@@ -1,7 +1,6 @@
 """What goes wrong while Ray works: tasks that fail, processes that are killed, disks that are full, damaged files."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -54,9 +53,9 @@ def test_a_driver_killed_at_any_moment_leaves_a_whole_version_or_none(
     step, tmp_path, joining, image_folder, checkpoint, assert_same
 ):
     """IMGSIM_KILLS=50 tries more moments than five."""
-    rng, points, times, whole = random.Random(0), cone(1500), [], []
+    kills, points, times, whole = int(os.environ.get("IMGSIM_KILLS", 5)), cone(1500), [], []
     expected = BuildLSHTable(**TABLES).build_from_embeddings(points)
-    for number in range(1 + int(os.environ.get("IMGSIM_KILLS", 5))):
+    for number in range(1 + kills):
         work = tmp_path / str(number)
         words = {
             "embed": ["embed", image_folder, work, "--checkpoint", checkpoint, "--concurrency", "1"],
@@ -67,7 +66,7 @@ def test_a_driver_killed_at_any_moment_leaves_a_whole_version_or_none(
         command, start = [sys.executable, "-m", "imgsim", "scale", *map(str, words[step])], time.monotonic()
         with subprocess.Popen(command, env=joining, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             with suppress(subprocess.TimeoutExpired):  # the first one is left to end
-                process.wait(rng.uniform(0.3, 1) * times[0] if times else PATIENCE)
+                process.wait(number / (kills + 1) * times[0] if times else PATIENCE)
             process.kill()
         times.append(time.monotonic() - start)
         whole.append((work / ("index" if step == "build" else "embeddings") / "manifest.json").exists())
