@@ -203,6 +203,7 @@ def search_block(queries, coder, parts, sketches, factors, vectors, gone, settin
             for j in range(kept):
                 candidates[j] = -keys[j] & 0xFFFFFFFF
         # Stage 3: their cosines.
+        best_rows[i], best_cosines[i] = -1, np.nan
         compare(queries[i], vectors, candidates[:kept], best_rows[i], best_cosines[i])
         compared[i] = kept
     return 0

@@ -124,7 +124,7 @@ class Snapshot:
         rerank = len(self.ids) if rerank is None else min(rerank, len(self.ids))
         settings = min(1 + probes, 1 << self.projection.planes.shape[2]), rerank, compare_all
         shape = len(queries), min(top_k, self.count)
-        rows, cosines = np.full(shape, -1, np.int64), np.full(shape, np.nan, np.float32)
+        rows, cosines = np.empty(shape, np.int64), np.empty(shape, np.float32)
         found = rows, cosines, np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
         queries = np.ascontiguousarray(queries)
         if not rows.size:
