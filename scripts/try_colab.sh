@@ -45,7 +45,7 @@ for notebook; do
     (cd "$work/empty" && time "${run[@]}" > "$work/log" 2>&1) || { tail -30 "$work/log" >&2; exit 1; }
     "$work/now/bin/python" -m pip freeze > "$work/after"
     for package in "${IMPORTED[@]}"; do
-        if ! grep -qx "$package" "$work/after" && [[ $name != 09* ]]; then
+        if ! grep -qx "$package" "$work/after" && [[ $name$package != 09*pandas* ]]; then
             echo "pip replaced $package: Colab would ask for a restart." >&2
             exit 1
         fi

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +21,7 @@ from imgsim.extras.scale.embed import embed_images, store_embeddings
 from imgsim.extras.scale.index import ShardedIndex
 from imgsim.index import BuildLSHTable
 
+psutil = pytest.importorskip("psutil", reason="the extra notebooks is not installed")
 pytestmark = pytest.mark.usefixtures("ray_here")
 
 

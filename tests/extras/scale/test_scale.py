@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +24,7 @@ from imgsim.index import BuildLSHTable
 from imgsim.search.candidates import arrays_of
 from imgsim.search.snapshot import Snapshot
 
+psutil = pytest.importorskip("psutil", reason="the extra notebooks is not installed")
 pytestmark = pytest.mark.usefixtures("ray_here")
 
 
